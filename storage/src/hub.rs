@@ -27,7 +27,12 @@ const BUFFER: usize = 4096;
 pub(crate) trait Log: Send + Sync + 'static {
     /// The changes to keys beginning with `prefix` from revision `from` on, up to `to`, which has been published. The
     /// batch may end before `to`, as its revision says, to stay small.
-    fn read(self: Arc<Self>, prefix: Arc<str>, from: u64, to: u64) -> BoxFuture<'static, Result<Batch>>;
+    fn read(
+        self: Arc<Self>,
+        prefix: Arc<str>,
+        from: u64,
+        to: u64,
+    ) -> BoxFuture<'static, Result<Batch>>;
 }
 
 /// The fan-out of one store.
@@ -71,8 +76,13 @@ struct State {
 
 impl Hub {
     pub(crate) fn new(position: u64) -> Self {
-        let shared = Shared { position: watch::Sender::new(position), watchers: Mutex::default() };
-        Hub { shared: Arc::new(shared) }
+        let shared = Shared {
+            position: watch::Sender::new(position),
+            watchers: Mutex::default(),
+        };
+        Hub {
+            shared: Arc::new(shared),
+        }
     }
 
     /// The last revision published.
@@ -109,8 +119,17 @@ impl Hub {
         let prefix: Arc<str> = prefix.into();
         let state = Arc::new(State::default());
         let (id, buffer, position) = self.shared.join(&prefix, &state);
-        let mut watch =
-            Watch { shared: self.shared.clone(), log, prefix, state, id, buffer, next: from, reading: None, done: false };
+        let mut watch = Watch {
+            shared: self.shared.clone(),
+            log,
+            prefix,
+            state,
+            id,
+            buffer,
+            next: from,
+            reading: None,
+            done: false,
+        };
         watch.catch_up(position);
         watch
     }
@@ -124,23 +143,31 @@ impl Watchers {
             // Most prefixes are whole path segments; those that are not, and the empty one, are looked for one by one.
             let segments = key.match_indices('/').map(|(at, _)| &key[..=at]);
             for prefix in segments {
-                let Some((name, live)) = self.by_prefix.get_key_value(prefix) else { continue };
+                let Some((name, live)) = self.by_prefix.get_key_value(prefix) else {
+                    continue;
+                };
                 if live[0].pending.is_empty() {
                     concerned.push(name.clone());
                 }
                 let live = self.by_prefix.get_mut(prefix).into_iter().flatten();
                 live.for_each(|live| live.pending.push(event.clone()));
             }
-            let others = self.by_prefix.iter_mut().filter(|(p, _)| !p.ends_with('/') && key.starts_with(&***p));
+            let others = self
+                .by_prefix
+                .iter_mut()
+                .filter(|(p, _)| !p.ends_with('/') && key.starts_with(&***p));
             for (name, live) in others {
                 if live[0].pending.is_empty() {
                     concerned.push(name.clone());
                 }
-                live.iter_mut().for_each(|live| live.pending.push(event.clone()));
+                live.iter_mut()
+                    .for_each(|live| live.pending.push(event.clone()));
             }
         }
         for prefix in concerned {
-            let Some(live) = self.by_prefix.get_mut(&prefix) else { continue };
+            let Some(live) = self.by_prefix.get_mut(&prefix) else {
+                continue;
+            };
             live.retain_mut(|live| live.flush(revision));
             if live.is_empty() {
                 self.by_prefix.remove(&prefix);
@@ -153,8 +180,13 @@ impl Live {
     /// Hands the pending events over. False if the watcher is gone or has to read them from the log.
     fn flush(&mut self, revision: u64) -> bool {
         let events = std::mem::take(&mut self.pending);
-        let Some(last) = events.last().map(Event::revision) else { return true };
-        let buffered = self.state.buffered.fetch_add(events.len(), Ordering::AcqRel);
+        let Some(last) = events.last().map(Event::revision) else {
+            return true;
+        };
+        let buffered = self
+            .state
+            .buffered
+            .fetch_add(events.len(), Ordering::AcqRel);
         if buffered > 0 && buffered + events.len() > BUFFER {
             self.state.behind.store(true, Ordering::Release);
             return false;
@@ -177,8 +209,17 @@ impl Shared {
         if let Some(error) = &watchers.ended {
             let _ = sender.send(Err(error.clone()));
         } else {
-            let live = Live { id, sender, state: state.clone(), pending: Vec::new() };
-            watchers.by_prefix.entry(prefix.clone()).or_default().push(live);
+            let live = Live {
+                id,
+                sender,
+                state: state.clone(),
+                pending: Vec::new(),
+            };
+            watchers
+                .by_prefix
+                .entry(prefix.clone())
+                .or_default()
+                .push(live);
         }
         (id, buffer, *self.position.borrow())
     }
@@ -202,7 +243,10 @@ pub struct Watch {
 impl Watch {
     /// A handle that tells how far this watch is, to be asked from elsewhere.
     pub fn progress(&self) -> Progress {
-        Progress { shared: self.shared.clone(), state: self.state.clone() }
+        Progress {
+            shared: self.shared.clone(),
+            state: self.state.clone(),
+        }
     }
 
     /// The next batch; `None` once the watch has ended.
@@ -213,7 +257,10 @@ impl Watch {
     fn catch_up(&mut self, to: u64) {
         if self.next <= to {
             self.state.behind.store(true, Ordering::Release);
-            self.reading = Some((self.log.clone().read(self.prefix.clone(), self.next, to), to));
+            self.reading = Some((
+                self.log.clone().read(self.prefix.clone(), self.next, to),
+                to,
+            ));
         } else {
             self.state.behind.store(false, Ordering::Release);
         }
@@ -246,7 +293,9 @@ impl Stream for Watch {
                             this.state.last_event.fetch_max(to, Ordering::AcqRel);
                         }
                         this.catch_up(to);
-                        if let Some(batch) = batch.filter(|batch| caught_up || !batch.events.is_empty()) {
+                        if let Some(batch) =
+                            batch.filter(|batch| caught_up || !batch.events.is_empty())
+                        {
                             return Poll::Ready(Some(Ok(batch)));
                         }
                     }
@@ -259,7 +308,9 @@ impl Stream for Watch {
             }
             match ready!(this.buffer.poll_recv(cx)) {
                 Some(Ok(batch)) => {
-                    this.state.buffered.fetch_sub(batch.events.len(), Ordering::AcqRel);
+                    this.state
+                        .buffered
+                        .fetch_sub(batch.events.len(), Ordering::AcqRel);
                     if let Some(batch) = this.accept(batch) {
                         return Poll::Ready(Some(Ok(batch)));
                     }
@@ -313,8 +364,15 @@ impl Progress {
     pub fn now(&self) -> Mark {
         let revision = *self.shared.position.borrow();
         let behind = self.state.behind.load(Ordering::Acquire);
-        let last_event = if behind { revision } else { self.state.last_event.load(Ordering::Acquire) };
-        Mark { revision, last_event }
+        let last_event = if behind {
+            revision
+        } else {
+            self.state.last_event.load(Ordering::Acquire)
+        };
+        Mark {
+            revision,
+            last_event,
+        }
     }
 
     /// Where the watch stands once the store has published `revision`: what to wait for after
@@ -323,7 +381,12 @@ impl Progress {
     pub async fn reached(&self, revision: u64) -> Mark {
         if *self.shared.position.borrow() < revision {
             // The sender lives in what we hold, so that waiting cannot fail.
-            let _ = self.shared.position.subscribe().wait_for(|position| *position >= revision).await;
+            let _ = self
+                .shared
+                .position
+                .subscribe()
+                .wait_for(|position| *position >= revision)
+                .await;
         }
         self.now()
     }

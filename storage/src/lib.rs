@@ -64,7 +64,11 @@ pub struct Range {
 impl Range {
     /// All keys that begin with `prefix`, now.
     pub fn prefix(prefix: &str) -> Self {
-        Range { start: prefix.to_owned(), end: prefix_end(prefix), ..Range::default() }
+        Range {
+            start: prefix.to_owned(),
+            end: prefix_end(prefix),
+            ..Range::default()
+        }
     }
 
     /// The same range from `key` on: how the next page is asked for, with the last key of the page before and a zero
@@ -160,7 +164,9 @@ pub enum Error {
     #[error("the key is not as expected: {}", match current { Some(kv) => format!("it is at revision {}", kv.mod_revision), None => "it does not exist".into() })]
     Conflict { current: Option<Box<KeyValue>> },
     /// The revision asked for is older than the history that is kept.
-    #[error("the required revision {requested} has been compacted, the oldest kept one is {oldest}")]
+    #[error(
+        "the required revision {requested} has been compacted, the oldest kept one is {oldest}"
+    )]
     Compacted { requested: u64, oldest: u64 },
     /// The revision asked for has not happened yet.
     #[error("revision {requested} is in the future, the store is at {current}")]
