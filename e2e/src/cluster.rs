@@ -109,12 +109,10 @@ impl Cluster {
             let nodes = self.kubectl().json(&["get", "nodes"])?;
             let pods = self.kubectl().json(&["get", "pods", "-A"])?;
             let ready = |item: &serde_json::Value| {
-                item["status"]["conditions"]
-                    .as_array()
-                    .is_some_and(|all| {
-                        all.iter()
-                            .any(|c| c["type"] == "Ready" && c["status"] == "True")
-                    })
+                item["status"]["conditions"].as_array().is_some_and(|all| {
+                    all.iter()
+                        .any(|c| c["type"] == "Ready" && c["status"] == "True")
+                })
             };
             let all = [&nodes, &pods].iter().all(|list| {
                 list["items"]
@@ -144,7 +142,9 @@ impl Cluster {
     /// The last lines of every component's log, for a test that failed.
     fn show_logs(&self) {
         let shown = Command::new(bin_dir().join("skiff"))
-            .args(["cluster", "logs", "--all", "--tail", "40", "--name", &self.name])
+            .args([
+                "cluster", "logs", "--all", "--tail", "40", "--name", &self.name,
+            ])
             .output()
             .context("cannot show the logs");
         if let Ok(out) = shown {

@@ -39,10 +39,22 @@ impl Footprint {
                 continue;
             };
             let program = program.to_string_lossy().into_owned();
-            if ["containerd", "kubelet", "apiserver", "skiff", "proxy", "etcd", "pause"]
-                .iter()
-                .any(|ours| program.rsplit('/').next().is_some_and(|p| p.starts_with(ours)))
-            {
+            if [
+                "containerd",
+                "kubelet",
+                "apiserver",
+                "skiff",
+                "proxy",
+                "etcd",
+                "pause",
+            ]
+            .iter()
+            .any(|ours| {
+                program
+                    .rsplit('/')
+                    .next()
+                    .is_some_and(|p| p.starts_with(ours))
+            }) {
                 seen.insert(format!("process {name} {program}"));
             }
         }
@@ -50,8 +62,9 @@ impl Footprint {
     }
 
     /// What is there now and was not in `before`.
-    pub fn since(&self, before: &Footprint) -> Vec<&str> {
-        self.0.difference(&before.0).map(String::as_str).collect()
+    pub fn since<'a>(&'a self, before: &Footprint) -> Vec<&'a str> {
+        let new = self.0.iter().filter(|item| !before.0.contains(*item));
+        new.map(String::as_str).collect()
     }
 }
 

@@ -18,16 +18,31 @@ spec:
       resources: {requests: {cpu: "1000"}}
 "#,
     )?;
-    eventually("an event that counts the nodes", Duration::from_secs(30), || {
-        let events = tool.run(&["get", "events", "--field-selector=involvedObject.name=huge"])?;
-        Ok(events.contains("0/2 nodes are available: 2 Insufficient cpu.").then_some(()))
-    })?;
+    eventually(
+        "an event that counts the nodes",
+        Duration::from_secs(30),
+        || {
+            let events =
+                tool.run(&["get", "events", "--field-selector=involvedObject.name=huge"])?;
+            Ok(events
+                .contains("0/2 nodes are available: 2 Insufficient cpu.")
+                .then_some(()))
+        },
+    )?;
     tool.run(&["delete", "pod", "huge"])?;
     Ok(())
 }
 
 fn owners_take_their_dependents(tool: &Tool) -> Result<()> {
-    tool.run(&["create", "deployment", "owner", "--image=skiff.local/busybox:1", "--", "sleep", "3600"])?;
+    tool.run(&[
+        "create",
+        "deployment",
+        "owner",
+        "--image=skiff.local/busybox:1",
+        "--",
+        "sleep",
+        "3600",
+    ])?;
     eventually("a pod", Duration::from_secs(30), || {
         let pods = tool.json(&["get", "pods", "-l", "app=owner"])?;
         Ok((pods["items"].as_array().map(Vec::len) == Some(1)).then_some(()))
@@ -44,7 +59,11 @@ fn namespaces_empty_themselves(tool: &Tool) -> Result<()> {
     tool.run(&["-n", "short", "create", "configmap", "a"])?;
     tool.run(&["-n", "short", "create", "secret", "generic", "b"])?;
     tool.run(&["delete", "namespace", "short", "--timeout=60s"])?;
-    ensure!(tool.output(&["get", "namespace", "short"], "")?.stderr.contains("NotFound"));
+    ensure!(
+        tool.output(&["get", "namespace", "short"], "")?
+            .stderr
+            .contains("NotFound")
+    );
     Ok(())
 }
 
@@ -60,20 +79,44 @@ spec:
     - {name: main, image: "skiff.local/busybox:1", command: [sleep, "3600"]}
 "#,
     )?;
-    tool.run(&["wait", "--for=condition=Ready", "pod/asker", "--timeout=60s"])?;
+    tool.run(&[
+        "wait",
+        "--for=condition=Ready",
+        "pod/asker",
+        "--timeout=60s",
+    ])?;
     let ask = |name: &str| tool.run(&["exec", "asker", "--", "nslookup", name]);
     let answer = eventually("an answer", Duration::from_secs(30), || {
         ask("kubernetes.default.svc.cluster.local").map(Some)
     })?;
     ensure!(answer.contains("10.96.0.1"), "{answer}");
-    let unknown = tool.output(&["exec", "asker", "--", "nslookup", "nobody.default.svc.cluster.local"], "")?;
-    ensure!(unknown.stdout.contains("NXDOMAIN") || unknown.code != 0, "{}", unknown.stdout);
+    let unknown = tool.output(
+        &[
+            "exec",
+            "asker",
+            "--",
+            "nslookup",
+            "nobody.default.svc.cluster.local",
+        ],
+        "",
+    )?;
+    ensure!(
+        unknown.stdout.contains("NXDOMAIN") || unknown.code != 0,
+        "{}",
+        unknown.stdout
+    );
     Ok(())
 }
 
 #[test]
 fn the_plane_does_its_work() -> Result<()> {
-    let cluster = Cluster::create("plane", &Options { nodes: 2, ..Options::default() })?;
+    let cluster = Cluster::create(
+        "plane",
+        &Options {
+            nodes: 2,
+            ..Options::default()
+        },
+    )?;
     let kubectl = cluster.kubectl();
     unschedulable_pods_say_why(&kubectl)?;
     owners_take_their_dependents(&kubectl)?;

@@ -59,7 +59,12 @@ fn story(tool: &Tool) -> Result<()> {
     tool.apply(CLIENT)?;
     tool.run(&["rollout", "status", "deployment/api", "--timeout=120s"])?;
     tool.run(&["rollout", "status", "deployment/web", "--timeout=120s"])?;
-    tool.run(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"])?;
+    tool.run(&[
+        "wait",
+        "--for=condition=Ready",
+        "pod/client",
+        "--timeout=60s",
+    ])?;
 
     let shown = eventually("a page", Duration::from_secs(30), || {
         page(tool, "http://web/").map(Some)
@@ -81,13 +86,18 @@ fn story(tool: &Tool) -> Result<()> {
         tool.run(&["rollout", "status", "deployment/web", "--timeout=120s"])?;
         Ok(())
     })?;
-    ensure!(failed == 0, "{failed} requests failed during the rolling update");
+    ensure!(
+        failed == 0,
+        "{failed} requests failed during the rolling update"
+    );
     ensure!(page(tool, "http://web/")?.contains("version 2"));
 
     tool.run(&["rollout", "undo", "deployment/web"])?;
     tool.run(&["rollout", "status", "deployment/web", "--timeout=120s"])?;
     eventually("version 1 again", Duration::from_secs(30), || {
-        Ok(page(tool, "http://web/")?.contains("version 1").then_some(()))
+        Ok(page(tool, "http://web/")?
+            .contains("version 1")
+            .then_some(()))
     })
 }
 
@@ -121,13 +131,25 @@ fn autoscaling(tool: &Tool) -> Result<()> {
 
 #[test]
 fn with_kubectl() -> Result<()> {
-    let cluster = Cluster::create("kubectl", &Options { nodes: 3, ..Options::default() })?;
+    let cluster = Cluster::create(
+        "kubectl",
+        &Options {
+            nodes: 3,
+            ..Options::default()
+        },
+    )?;
     story(&cluster.kubectl())?;
     autoscaling(&cluster.kubectl())
 }
 
 #[test]
 fn with_skiff() -> Result<()> {
-    let cluster = Cluster::create("skiff", &Options { nodes: 2, store: "etcd" })?;
+    let cluster = Cluster::create(
+        "skiff",
+        &Options {
+            nodes: 2,
+            store: "etcd",
+        },
+    )?;
     story(&cluster.client())
 }

@@ -33,33 +33,66 @@ fn kill_all(pids: &[i32]) {
 #[test]
 fn delete_leaves_nothing_behind() -> Result<()> {
     let before = Footprint::take()?;
-    let cluster = Cluster::create("clean", &Options { nodes: 2, ..Options::default() })?;
+    let cluster = Cluster::create(
+        "clean",
+        &Options {
+            nodes: 2,
+            ..Options::default()
+        },
+    )?;
     cluster.kubectl().apply(WORKLOAD)?;
-    cluster.kubectl().run(&["rollout", "status", "deployment/sleeper", "--timeout=120s"])?;
+    cluster
+        .kubectl()
+        .run(&["rollout", "status", "deployment/sleeper", "--timeout=120s"])?;
     cluster.delete()?;
     let left = Footprint::take()?;
-    ensure!(left.since(&before).is_empty(), "left behind: {:#?}", left.since(&before));
-    let contexts = cluster.kubectl().output(&["config", "get-contexts", "-o", "name"], "")?;
-    ensure!(!contexts.stdout.contains(cluster.name()), "the context is still there");
+    ensure!(
+        left.since(&before).is_empty(),
+        "left behind: {:#?}",
+        left.since(&before)
+    );
+    let contexts = cluster
+        .kubectl()
+        .output(&["config", "get-contexts", "-o", "name"], "")?;
+    ensure!(
+        !contexts.stdout.contains(cluster.name()),
+        "the context is still there"
+    );
     Ok(())
 }
 
 #[test]
 fn stopped_or_killed_clusters_come_back_whole() -> Result<()> {
-    let cluster = Cluster::create("reboot", &Options { nodes: 2, ..Options::default() })?;
+    let cluster = Cluster::create(
+        "reboot",
+        &Options {
+            nodes: 2,
+            ..Options::default()
+        },
+    )?;
     let kubectl = cluster.kubectl();
     kubectl.apply(WORKLOAD)?;
     kubectl.run(&["create", "configmap", "kept", "--from-literal=a=b"])?;
     kubectl.run(&["rollout", "status", "deployment/sleeper", "--timeout=120s"])?;
 
     cluster.skiff(&["cluster", "stop", cluster.name()])?;
-    ensure!(kubectl.output(&["get", "nodes"], "")?.code != 0, "it still answers");
+    ensure!(
+        kubectl.output(&["get", "nodes"], "")?.code != 0,
+        "it still answers"
+    );
     cluster.skiff(&["cluster", "start", cluster.name()])?;
     cluster.settled()?;
     kubectl.run(&["get", "configmap", "kept"])?;
     kubectl.run(&["rollout", "status", "deployment/sleeper", "--timeout=120s"])?;
 
-    for program in ["skiff", "apiserver", "controller-manager", "scheduler", "containerd", "kubelet"] {
+    for program in [
+        "skiff",
+        "apiserver",
+        "controller-manager",
+        "scheduler",
+        "containerd",
+        "kubelet",
+    ] {
         kill_all(&cluster.pids(program).unwrap_or_default());
     }
     cluster.skiff(&["cluster", "start", cluster.name()])?;
@@ -87,7 +120,14 @@ fn components_that_die_are_restarted() -> Result<()> {
         Ok(ids)
     };
     let before = containers(&kubectl)?;
-    for program in ["apiserver", "controller-manager", "scheduler", "kubelet", "proxy", "containerd"] {
+    for program in [
+        "apiserver",
+        "controller-manager",
+        "scheduler",
+        "kubelet",
+        "proxy",
+        "containerd",
+    ] {
         let old = cluster.pids(program)?;
         kill_all(&old);
         eventually(&format!("a new {program}"), Duration::from_secs(60), || {
@@ -111,10 +151,15 @@ fn clusters_live_side_by_side() -> Result<()> {
     let one = Cluster::create("one", &Options::default())?;
     let two = Cluster::create("two", &Options::default())?;
     one.kubectl().run(&["create", "namespace", "only-in-one"])?;
-    let seen = two.kubectl().output(&["get", "namespace", "only-in-one"], "")?;
+    let seen = two
+        .kubectl()
+        .output(&["get", "namespace", "only-in-one"], "")?;
     ensure!(seen.stderr.contains("NotFound"), "{}", seen.stderr);
     let listed = one.skiff(&["cluster", "list"])?;
-    ensure!(listed.contains(one.name()) && listed.contains(two.name()), "{listed}");
+    ensure!(
+        listed.contains(one.name()) && listed.contains(two.name()),
+        "{listed}"
+    );
     two.delete()?;
     one.kubectl().run(&["get", "namespace", "only-in-one"])?;
     Ok(())
@@ -126,7 +171,12 @@ fn an_interrupted_create_can_be_deleted() -> Result<()> {
     let cluster = Cluster::named("crash")?;
     {
         let create = cluster.client().background(&[
-            "cluster", "create", cluster.name(), "--isolated", "--nodes", "2",
+            "cluster",
+            "create",
+            cluster.name(),
+            "--isolated",
+            "--nodes",
+            "2",
         ])?;
         // Half-way: the control plane runs, the nodes are being made.
         eventually("an API server", Duration::from_secs(60), || {
@@ -137,6 +187,10 @@ fn an_interrupted_create_can_be_deleted() -> Result<()> {
     kill_all(&cluster.pids("skiff").unwrap_or_default());
     cluster.delete()?;
     let left = Footprint::take()?;
-    ensure!(left.since(&before).is_empty(), "left behind: {:#?}", left.since(&before));
+    ensure!(
+        left.since(&before).is_empty(),
+        "left behind: {:#?}",
+        left.since(&before)
+    );
     Ok(())
 }

@@ -9,7 +9,12 @@ use anyhow::{Context, Result, ensure};
 use e2e::{Cluster, Options, Tool, eventually};
 
 fn wait_ready(tool: &Tool, pod: &str) -> Result<String> {
-    tool.run(&["wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=60s"])
+    tool.run(&[
+        "wait",
+        "--for=condition=Ready",
+        &format!("pod/{pod}"),
+        "--timeout=60s",
+    ])
 }
 
 fn init_containers_and_volumes(tool: &Tool) -> Result<()> {
@@ -80,8 +85,17 @@ spec:
     let limit = sh(
         "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || true",
     )?;
-    ensure!(limit.contains("33554432"), "the limit is not in force: {limit}");
-    tool.run(&["patch", "configmap", "settings", "-p", r#"{"data":{"colour":"green"}}"#])?;
+    ensure!(
+        limit.contains("33554432"),
+        "the limit is not in force: {limit}"
+    );
+    tool.run(&[
+        "patch",
+        "configmap",
+        "settings",
+        "-p",
+        r#"{"data":{"colour":"green"}}"#,
+    ])?;
     eventually("the changed file", Duration::from_secs(90), || {
         Ok((sh("cat /settings/colour")? == "green").then_some(()))
     })
@@ -129,27 +143,51 @@ spec:
         Ok((status("once")?["phase"] == "Failed").then_some(()))
     })?;
     let ended = status("once")?["containerStatuses"][0]["state"]["terminated"].clone();
-    ensure!(ended["exitCode"] == 7 && ended["message"] == "bye\n", "{ended}");
+    ensure!(
+        ended["exitCode"] == 7 && ended["message"] == "bye\n",
+        "{ended}"
+    );
 
-    eventually("a container that backs off", Duration::from_secs(60), || {
-        let state = &status("crash")?["containerStatuses"][0];
-        let backs_off = state["state"]["waiting"]["reason"] == "CrashLoopBackOff";
-        Ok((backs_off && state["lastState"]["terminated"]["exitCode"] == 3).then_some(()))
-    })?;
-    ensure!(tool.run(&["logs", "crash", "--previous"]).is_ok() || tool.run(&["logs", "crash"])? == "dying\n");
+    eventually(
+        "a container that backs off",
+        Duration::from_secs(60),
+        || {
+            let state = &status("crash")?["containerStatuses"][0];
+            let backs_off = state["state"]["waiting"]["reason"] == "CrashLoopBackOff";
+            Ok((backs_off && state["lastState"]["terminated"]["exitCode"] == 3).then_some(()))
+        },
+    )?;
+    ensure!(
+        tool.run(&["logs", "crash", "--previous"]).is_ok()
+            || tool.run(&["logs", "crash"])? == "dying\n"
+    );
 
     let sh = |script: &str| tool.run(&["exec", "probed", "--", "sh", "-c", script]);
-    eventually("a running container", Duration::from_secs(60), || sh("true").map(Some))?;
+    eventually("a running container", Duration::from_secs(60), || {
+        sh("true").map(Some)
+    })?;
     ensure!(status("probed")?["containerStatuses"][0]["ready"] == false);
     sh("touch /tmp/ready")?;
     wait_ready(tool, "probed")?;
     sh("rm /tmp/alive")?;
-    eventually("a restart by the liveness probe", Duration::from_secs(60), || {
-        let restarts = status("probed")?["containerStatuses"][0]["restartCount"].as_i64();
-        Ok((restarts >= Some(1)).then_some(()))
-    })?;
+    eventually(
+        "a restart by the liveness probe",
+        Duration::from_secs(60),
+        || {
+            let restarts = status("probed")?["containerStatuses"][0]["restartCount"].as_i64();
+            Ok((restarts >= Some(1)).then_some(()))
+        },
+    )?;
     let events = tool.run(&["get", "events"])?;
-    for reason in ["Scheduled", "Pulled", "Created", "Started", "BackOff", "Unhealthy", "Killing"] {
+    for reason in [
+        "Scheduled",
+        "Pulled",
+        "Created",
+        "Started",
+        "BackOff",
+        "Unhealthy",
+        "Killing",
+    ] {
         ensure!(events.contains(reason), "no event {reason} in {events}");
     }
     Ok(())
@@ -182,31 +220,51 @@ spec:
     wait_ready(tool, "served")?;
     wait_ready(tool, "talker")?;
     let tail = tool.run(&["logs", "talker", "--tail=2"])?;
-    ensure!(tail.lines().count() == 2 && tail.starts_with("line"), "{tail}");
+    ensure!(
+        tail.lines().count() == 2 && tail.starts_with("line"),
+        "{tail}"
+    );
     let echoed = tool.run_with(&["exec", "-i", "talker", "--", "cat"], "over and out")?;
     ensure!(echoed == "over and out", "{echoed}");
     let failed = tool.output(&["exec", "talker", "--", "sh", "-c", "exit 42"], "")?;
-    ensure!(failed.code == 42, "exit code {} {}", failed.code, failed.stderr);
+    ensure!(
+        failed.code == 42,
+        "exit code {} {}",
+        failed.code,
+        failed.stderr
+    );
 
     let _forward = tool.background(&["port-forward", "pod/served", &format!("{port}:8080")])?;
-    let answer = eventually("an answer over port-forward", Duration::from_secs(30), || {
-        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).context("no answer")?;
-        Ok(text.contains("200").then_some(text))
-    })?;
+    let answer = eventually(
+        "an answer over port-forward",
+        Duration::from_secs(30),
+        || {
+            let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).context("no answer")?;
+            Ok(text.contains("200").then_some(text))
+        },
+    )?;
     ensure!(answer.contains("200 OK"), "{answer}");
 
     let follow = std::thread::scope(|scope| {
         let follow = scope.spawn(|| tool.run(&["logs", "-f", "talker", "--tail=1"]));
         let started = std::time::Instant::now();
         tool.run(&["delete", "pod", "talker"])?;
-        ensure!(started.elapsed() < Duration::from_secs(18), "TERM was not heeded");
-        follow.join().map_err(|_| anyhow::anyhow!("logs -f panicked"))?
+        ensure!(
+            started.elapsed() < Duration::from_secs(18),
+            "TERM was not heeded"
+        );
+        follow
+            .join()
+            .map_err(|_| anyhow::anyhow!("logs -f panicked"))?
     })?;
-    ensure!(follow.contains("going"), "the last words are missing: {follow}");
+    ensure!(
+        follow.contains("going"),
+        "the last words are missing: {follow}"
+    );
     let gone = cluster.kubectl().output(&["get", "pod", "talker"], "")?;
     ensure!(gone.stderr.contains("NotFound"), "{}", gone.stderr);
     Ok(())
