@@ -1,1 +1,27 @@
-//! Placeholder for the first commit of this crate.
+//! What a Kubernetes object *is*, apart from any server, client or store.
+//!
+//! Objects are `serde_json::Value` documents. Everything that has to be known about a kind is data: its names, scope,
+//! verbs and subresources are a [`resource::Resource`], and its shape (types, list keys, patch strategies, defaults)
+//! is the [`schema::Schema`] that hangs on it. Built-in kinds and custom resources use the same two types, so no code
+//! elsewhere asks which of the two it holds.
+//!
+//! Start reading at [`resource`] (the table of kinds), then [`schema`]. Around them:
+//!
+//! - [`object`] reads and writes the fields that all objects share; [`names`], [`time`] and [`quantity`] are the
+//!   small formats inside them;
+//! - [`status`] is the error of the whole API layer, [`field`] the list of field errors inside an "Invalid" one;
+//! - [`selector`] holds label and field selectors; [`patch`] the patch formats.
+//!
+//! Nothing here does I/O, reads a clock or is async. The rules and messages follow Kubernetes 1.36.
+
+pub mod field;
+pub mod names;
+pub mod object;
+pub mod quantity;
+pub mod resource;
+pub mod schema;
+pub mod selector;
+pub mod status;
+pub mod time;
+
+pub use status::{Result, Status};
