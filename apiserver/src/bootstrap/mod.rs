@@ -1,0 +1,1 @@
+//! Objects that a cluster starts with: default RBAC roles and bindings.

@@ -1,0 +1,246 @@
+//! The watch cache: every object of one resource as shared bytes, and its recent changes.
+//!
+//! A get, a list and all watchers hand out the same [`Bytes`] for the same revision of an object; nobody decodes
+//! it again. The cache follows the store through one watch, starts with the first request for its resource, and
+//! says how fresh it is: a reader asks the store for its revision and waits until the cache has seen it.
+//!
+//! [`object`] is what is kept, [`selection`] what a reader may ask for, [`state`] the data behind the lock with the
+//! fan-out to watchers, and this module the task that follows the store.
+
+mod object;
+mod selection;
+mod state;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use apimachinery::status::{Result, Status};
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use storage::{Event as StoreEvent, EventKind, Progress, Range, Store};
+use tokio::sync::watch;
+
+pub use object::Object;
+pub use selection::Selection;
+pub use state::{Change, ChangeKind, Snapshot, Subscription};
+
+use crate::fields::Field;
+use state::State;
+
+/// How long a read waits for the cache to reach a revision (Kubernetes' blockTimeout).
+const FRESH_TIMEOUT: Duration = Duration::from_secs(3);
+/// A watch that starts before what the cache remembers replays at most so many changes from the store.
+const MAX_REPLAY: usize = 100_000;
+const RETRY: Duration = Duration::from_millis(250);
+
+/// The cache of one resource.
+pub struct WatchCache {
+    prefix: Box<str>,
+    fields: &'static [Field],
+    store: Arc<dyn Store>,
+    state: RwLock<State>,
+    /// The last revision applied; 0 until the first load.
+    position: watch::Sender<u64>,
+    progress: Mutex<Option<Progress>>,
+}
+
+impl WatchCache {
+    /// Starts following the keys under `prefix` (which ends with a slash).
+    pub fn start(store: Arc<dyn Store>, prefix: &str, fields: &'static [Field]) -> Arc<Self> {
+        let cache = Arc::new(Self {
+            prefix: prefix.into(),
+            fields,
+            store,
+            state: RwLock::default(),
+            position: watch::Sender::new(0),
+            progress: Mutex::new(None),
+        });
+        tokio::spawn(follow(Arc::downgrade(&cache)));
+        cache
+    }
+
+    /// Waits until the cache is as new as the store is now. The result is a revision as of which it is exact.
+    pub async fn fresh(&self) -> Result<u64> {
+        let current = self.store.current_revision().await.map_err(store_error)?;
+        self.at_least(current).await
+    }
+
+    /// Waits until the cache is at least as new as a revision, for as long as Kubernetes would.
+    pub async fn at_least(&self, revision: u64) -> Result<u64> {
+        let wait = async {
+            loop {
+                if *self.position.borrow() == 0 {
+                    // The sender lives in `self`, so waiting cannot fail.
+                    let _ = self.position.subscribe().wait_for(|position| *position > 0).await;
+                }
+                let Some(progress) = self.progress.lock().clone() else { continue };
+                let mark = progress.reached(revision).await;
+                if *self.position.borrow() < mark.last_event {
+                    let _ = self.position.subscribe().wait_for(|position| *position >= mark.last_event).await;
+                }
+                return mark.revision;
+            }
+        };
+        match tokio::time::timeout(FRESH_TIMEOUT, wait).await {
+            Ok(reached) => Ok(reached),
+            Err(_) => Err(Status::timeout(
+                format!("Too large resource version: {revision}, current: {}", *self.position.borrow()),
+                1,
+            )
+            .with_cause("ResourceVersionTooLarge", "Too large resource version", "")),
+        }
+    }
+
+    /// Waits for the first load only: what `resourceVersion=0` asks for.
+    pub async fn loaded(&self) -> Result<u64> {
+        self.at_least(0).await
+    }
+
+    /// One object by its key below the resource: `namespace/name` or `name`.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<Arc<Object>> {
+        self.state.read().get(key)
+    }
+
+    /// All selected objects in key order. `reached` is what one of the waiting methods returned.
+    #[must_use]
+    pub fn list(&self, selection: &Selection, reached: u64) -> Snapshot {
+        self.state.read().list(selection, reached)
+    }
+
+    /// The revision of the last change to this resource, for whoever derives something from its objects.
+    #[must_use]
+    pub fn last_change(&self) -> u64 {
+        self.state.read().last_change()
+    }
+
+    /// Changes from now on, after the objects there are (as additions) if `initial`.
+    #[must_use]
+    pub fn subscribe(&self, selection: Selection, initial: bool, reached: u64) -> Subscription {
+        self.state.write().subscribe(selection, initial, reached)
+    }
+
+    /// Changes after a revision: from memory if it goes back so far, from the store's history otherwise.
+    pub async fn subscribe_from(&self, selection: Selection, revision: u64) -> Result<Subscription> {
+        self.loaded().await?;
+        if let Some(subscription) = self.state.write().subscribe_from(&selection, revision) {
+            return Ok(subscription);
+        }
+        let mut replayed = Vec::new();
+        let mut from = revision;
+        let expired = |_| too_old(revision, *self.position.borrow());
+        loop {
+            let mut watch = self.store.watch(&self.prefix, from + 1).await.map_err(expired)?;
+            let position = *self.position.borrow();
+            while from < position {
+                let batch = watch.next().await.ok_or_else(|| too_old(revision, position))?.map_err(expired)?;
+                from = batch.revision;
+                for event in &batch.events {
+                    replayed.extend(self.replay(event, &selection));
+                }
+                if replayed.len() > MAX_REPLAY {
+                    return Err(too_old(revision, position));
+                }
+            }
+            drop(watch);
+            if let Some(mut subscription) = self.state.write().subscribe_from(&selection, from) {
+                subscription.prepend(replayed);
+                return Ok(subscription);
+            }
+        }
+    }
+
+    /// A change out of the store's history, as a watcher with this selection sees it.
+    fn replay(&self, event: &StoreEvent, selection: &Selection) -> Option<Change> {
+        let previous = event.prev_kv.as_ref().and_then(|kv| self.decode(&kv.key, &kv.value, kv.mod_revision));
+        let current = match event.kind {
+            EventKind::Put => self.decode(&event.kv.key, &event.kv.value, event.revision()),
+            EventKind::Delete => None,
+        };
+        state::transition(current.as_ref(), previous.as_ref(), event.revision(), selection)
+    }
+
+    fn decode(&self, key: &str, value: &Bytes, revision: u64) -> Option<Arc<Object>> {
+        let key = key.strip_prefix(&*self.prefix)?;
+        match Object::new(key, value, revision, self.fields) {
+            Ok(object) => Some(Arc::new(object)),
+            Err(error) => {
+                tracing::error!(key, %error, "stored object cannot be read; it is not served");
+                None
+            }
+        }
+    }
+
+    /// Reads everything, then follows until the watch ends. Errors mean: again, from the beginning.
+    async fn load_and_follow(this: &std::sync::Weak<Self>) -> storage::Result<()> {
+        let Some(cache) = this.upgrade() else { return Ok(()) };
+        let loaded = cache.store.range(Range::prefix(&cache.prefix)).await?;
+        let objects = loaded.kvs.iter().filter_map(|kv| cache.decode(&kv.key, &kv.value, kv.mod_revision));
+        let objects: Vec<_> = objects.collect();
+        let revision = loaded.revision;
+        drop(loaded.kvs);
+        let mut watch = cache.store.watch(&cache.prefix, revision + 1).await?;
+        cache.state.write().reset(objects, revision);
+        *cache.progress.lock() = Some(watch.progress());
+        cache.position.send_replace(revision);
+        drop(cache);
+        while let Some(batch) = watch.next().await {
+            let batch = batch?;
+            let Some(cache) = this.upgrade() else { return Ok(()) };
+            cache.apply(&batch.events, batch.revision);
+        }
+        Ok(())
+    }
+
+    fn apply(&self, events: &[StoreEvent], revision: u64) {
+        // Decoding happens outside of the lock; readers only ever wait for the pointers to change.
+        let decoded: Vec<_> = events
+            .iter()
+            .map(|event| {
+                let object = match event.kind {
+                    EventKind::Put => self.decode(&event.kv.key, &event.kv.value, event.revision()),
+                    EventKind::Delete => None,
+                };
+                (event.kv.key.strip_prefix(&*self.prefix).unwrap_or_default(), object, event.revision())
+            })
+            .collect();
+        self.state.write().apply(decoded, revision);
+        self.position.send_replace(revision);
+    }
+}
+
+/// Follows the store until the cache is dropped, whatever happens to the store in between.
+async fn follow(cache: std::sync::Weak<WatchCache>) {
+    while cache.strong_count() > 0 {
+        match WatchCache::load_and_follow(&cache).await {
+            Err(storage::Error::Closed) => return,
+            Err(error) => tracing::warn!(%error, "watch cache starts over"),
+            Ok(()) => {}
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// The 410 that makes a client list again.
+#[must_use]
+pub fn too_old(requested: u64, oldest: u64) -> Status {
+    Status::expired(format!("too old resource version: {requested} ({oldest})"))
+}
+
+/// A failure of the store as the API reports it.
+#[must_use]
+pub fn store_error(error: storage::Error) -> Status {
+    use storage::Error::{Compacted, FutureRevision, TooLarge, Unavailable};
+    match error {
+        Compacted { .. } => Status::expired(
+            "The resourceVersion for the provided list is too old.",
+        ),
+        FutureRevision { requested, current } => {
+            Status::timeout(format!("Too large resource version: {requested}, current: {current}"), 1)
+                .with_cause("ResourceVersionTooLarge", "Too large resource version", "")
+        }
+        TooLarge { .. } => Status::too_large(error),
+        Unavailable(_) => Status::service_unavailable(error.to_string()),
+        other => Status::internal(other),
+    }
+}

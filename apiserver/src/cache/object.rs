@@ -1,0 +1,86 @@
+//! One object at one revision.
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::codec;
+use crate::fields::{self, Field, Labels};
+
+/// An object as it is served: its bytes, and what selectors need of it.
+#[derive(Debug)]
+pub struct Object {
+    /// `namespace/name`, or `name` for cluster-scoped resources.
+    key: Box<str>,
+    pub revision: u64,
+    /// JSON in the storage version, resourceVersion included.
+    pub bytes: Bytes,
+    pub labels: Labels,
+    /// The values of the resource's selectable fields, in their order.
+    pub fields: Box<[Box<str>]>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    #[error("not a JSON object")]
+    NotJson,
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+}
+
+impl Object {
+    /// From the stored form.
+    pub fn new(key: &str, stored: &[u8], revision: u64, fields: &[Field]) -> Result<Self, Unreadable> {
+        let bytes = codec::serve(stored, revision).ok_or(Unreadable::NotJson)?;
+        let extract = fields::extract(&bytes, fields)?;
+        Ok(Self { key: key.into(), revision, bytes, labels: extract.labels, fields: extract.fields })
+    }
+
+    /// From the stored form, as the answer to a write: nobody selects it, so nothing is extracted. A dry run has no
+    /// revision (0) for a new object.
+    pub fn written(key: &str, stored: &[u8], revision: u64) -> Result<Self, Unreadable> {
+        let bytes = match revision {
+            0 => Bytes::copy_from_slice(stored),
+            _ => codec::serve(stored, revision).ok_or(Unreadable::NotJson)?,
+        };
+        Ok(Self { key: key.into(), revision, bytes, labels: Box::default(), fields: Box::default() })
+    }
+
+    /// The same object as of another revision: what a deletion event shows.
+    #[must_use]
+    pub fn moved_to(&self, revision: u64) -> Self {
+        Self {
+            key: self.key.clone(),
+            revision,
+            bytes: codec::reserve(&self.bytes, revision),
+            labels: self.labels.clone(),
+            fields: self.fields.clone(),
+        }
+    }
+
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        self.key.split_once('/').map_or("", |(namespace, _)| namespace)
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.key.split_once('/').map_or(&*self.key, |(_, name)| name)
+    }
+
+    /// The whole document. The bytes were JSON when they came in, so this is `Null` never.
+    #[must_use]
+    pub fn value(&self) -> Value {
+        serde_json::from_slice(&self.bytes).unwrap_or_default()
+    }
+
+    /// The document as a typed struct.
+    pub fn decode<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
+        serde_json::from_slice(&self.bytes)
+    }
+}

@@ -1,0 +1,129 @@
+//! Create: the object gets its identity, is admitted and checked, and must not exist yet.
+
+use std::sync::Arc;
+
+use apimachinery::object;
+use apimachinery::status::{Result, Status};
+use serde_json::Value;
+use storage::Expect;
+
+use super::table::Served;
+use super::{Call, Registry, Reservation, Target, Written, decode, meta};
+use crate::admission::Operation;
+use crate::cache::{Object, store_error};
+use crate::codec;
+
+/// How often a generated name is tried again when it is taken.
+const NAME_ATTEMPTS: usize = 8;
+
+impl Registry {
+    /// Creates a decoded object (see [`decode`]).
+    pub async fn create(&self, target: Target<'_>, mut object: Value, call: &mut Call<'_>) -> Result<Written> {
+        meta::match_namespace(target, &mut object)?;
+        if !object::resource_version(&object).is_empty() {
+            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+        }
+        let given = object::name(&object).to_owned();
+        let target = Target { name: if target.name.is_empty() { &given } else { target.name }, ..target };
+        self.admit(Operation::Create, target, call, &mut object, &Value::Null).await?;
+        object = decode::complete(target.served, object);
+        meta::match_namespace(target, &mut object)?;
+        meta::fill(&mut object, Self::now());
+        let prefix = object::generate_name(&object).to_owned();
+        let generated = object::name(&object).is_empty() && !prefix.is_empty();
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            if generated {
+                object::set_name(&mut object, &meta::generate(&prefix));
+            }
+            match self.create_named(target, object.clone(), call).await {
+                Err(error) if generated && error.is_already_exists() => {
+                    if attempt == NAME_ATTEMPTS {
+                        let name = object::name(&object);
+                        return Err(Status::generate_name_conflict(&target.group_resource(), name));
+                    }
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn create_named(&self, target: Target<'_>, mut object: Value, call: &mut Call<'_>) -> Result<Written> {
+        let name = object::name(&object).to_owned();
+        let target = Target { name: &name, ..target };
+        self.prepare_create(target, &mut object, call).await?;
+        let reservation = self.reserve(target.served, &mut object, &Value::Null, call.dry_run).await?;
+        let result = self.insert(target, &object, call.dry_run).await;
+        self.settle(reservation, result.is_ok()).await;
+        Ok(Written { object: result?, created: true })
+    }
+
+    /// Strategy, validation and validating admission of a new object.
+    async fn prepare_create(&self, target: Target<'_>, object: &mut Value, call: &mut Call<'_>) -> Result<()> {
+        let (strategy, context) = (target.served.strategy, target.context());
+        strategy.prepare_for_create(&context, object);
+        if strategy.has_generation(&context) {
+            object::set_metadata(object, "generation", 1);
+        }
+        let mut errors = strategy.validate(&context, object);
+        if errors.is_empty() {
+            errors = meta::validate(target, object);
+        }
+        if !errors.is_empty() {
+            return Err(Status::invalid(&target.served.resource.group_kind(), target.name, errors));
+        }
+        call.warnings.extend(strategy.warnings(&context, object));
+        self.validate_admission(Operation::Create, target, call, object, &Value::Null).await
+    }
+
+    async fn insert(&self, target: Target<'_>, object: &Value, dry_run: bool) -> Result<Arc<Object>> {
+        let (key, stored) = (target.storage_key(), self.encode(target.served, object)?);
+        let exists = || Status::already_exists(&target.group_resource(), target.name);
+        if dry_run {
+            return match self.store.get(&key).await.map_err(store_error)? {
+                Some(_) => Err(exists()),
+                None => finished(target, &stored, 0),
+            };
+        }
+        match self.store.put(&key, Expect::Absent, stored.clone(), self.ttl(target.served)).await {
+            Ok(revision) => finished(target, &stored, revision),
+            Err(storage::Error::Conflict { .. }) => Err(exists()),
+            Err(error) => Err(store_error(error)),
+        }
+    }
+
+    /// The stored form, in the version that is stored.
+    pub(super) fn encode(&self, served: &Served, object: &Value) -> Result<bytes::Bytes> {
+        Ok(match served.converts() {
+            true => codec::encode(&decode::convert(object, &served.resource, &served.storage.resource)?),
+            false => codec::encode(object),
+        })
+    }
+
+    pub(super) async fn reserve(
+        &self,
+        served: &Served,
+        object: &mut Value,
+        old: &Value,
+        dry_run: bool,
+    ) -> Result<Option<Box<dyn Reservation>>> {
+        match self.reserver(served) {
+            Some(reserver) => reserver.reserve(self, object, old, dry_run).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    pub(super) async fn settle(&self, reservation: Option<Box<dyn Reservation>>, committed: bool) {
+        match reservation {
+            Some(reservation) if committed => reservation.commit(self).await,
+            Some(reservation) => reservation.rollback(self).await,
+            None => {}
+        }
+    }
+}
+
+/// The object as a write answers it.
+pub(super) fn finished(target: Target<'_>, stored: &[u8], revision: u64) -> Result<Arc<Object>> {
+    Object::written(&target.cache_key(), stored, revision).map(Arc::new).map_err(Status::internal)
+}

@@ -1,0 +1,293 @@
+//! From a request's body to a complete object: parsed, of the right kind, without unknown fields, defaulted.
+
+use std::fmt;
+
+use apimachinery::resource::{GroupVersion, Resource};
+use apimachinery::status::{Result, Status};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+use super::table::Served;
+
+/// What to do with fields that the schema does not know, or that appear twice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FieldValidation {
+    Ignore,
+    #[default]
+    Warn,
+    Strict,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Media {
+    Json,
+    Yaml,
+}
+
+/// A parsed body, and the fields that appeared twice in it.
+#[derive(Debug)]
+pub struct Parsed {
+    pub value: Value,
+    pub duplicates: Vec<String>,
+}
+
+/// Parses a body. The error is the parser's, in Go's words where they are well known.
+pub fn parse(body: &[u8], media: Media) -> std::result::Result<Parsed, String> {
+    let mut duplicates = Vec::new();
+    let value = match media {
+        Media::Json => {
+            let mut deserializer = serde_json::Deserializer::from_slice(body);
+            let seed = Tree { path: &mut String::new(), duplicates: &mut duplicates };
+            let value = seed.deserialize(&mut deserializer).map_err(|error| go_words(&error, body))?;
+            deserializer.end().map_err(|error| go_words(&error, body))?;
+            value
+        }
+        Media::Yaml => {
+            let text = std::str::from_utf8(body).map_err(|_| "yaml: invalid leading UTF-8 octet".to_owned())?;
+            serde_saphyr::from_str(text).map_err(|error| format!("error converting YAML to JSON: yaml: {error}"))?
+        }
+    };
+    Ok(Parsed { value, duplicates })
+}
+
+fn go_words(error: &serde_json::Error, body: &[u8]) -> String {
+    if error.is_eof() {
+        return "unexpected end of JSON input".into();
+    }
+    let line = error.line().saturating_sub(1);
+    let row = body.split(|byte| *byte == b'\n').nth(line).unwrap_or_default();
+    match row.get(error.column().saturating_sub(1)) {
+        Some(byte) if error.is_syntax() => {
+            format!("invalid character {:?} at line {} column {}: {error}", char::from(*byte), line + 1, error.column())
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// Decodes the body of a create or update of an object of `resource`.
+pub fn decode(
+    resource: &Resource,
+    body: &[u8],
+    media: Media,
+    validation: FieldValidation,
+    warnings: &mut Vec<String>,
+) -> Result<Value> {
+    let parsed = parse(body, media).map_err(|error| {
+        let why = if media == Media::Json { format!("couldn't get version/kind; json parse error: {error}") } else { error };
+        unrecognized(resource, &why, body)
+    })?;
+    if !parsed.value.is_object() {
+        let found = match parsed.value {
+            Value::Array(_) => "array",
+            Value::String(_) => "string",
+            Value::Number(_) => "number",
+            Value::Bool(_) => "bool",
+            _ => "null",
+        };
+        let why = format!(
+            "couldn't get version/kind; json parse error: json: cannot unmarshal {found} into Go value of type struct \
+             {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
+        );
+        return Err(unrecognized(resource, &why, body));
+    }
+    finish(resource, parsed, validation, warnings)
+}
+
+/// Checks kind, types and fields of a parsed document, and fills in its defaults.
+pub fn finish(
+    resource: &Resource,
+    parsed: Parsed,
+    validation: FieldValidation,
+    warnings: &mut Vec<String>,
+) -> Result<Value> {
+    let Parsed { mut value, duplicates } = parsed;
+    check_kind(resource, &mut value)?;
+    drop_nulls(&mut value);
+    let unfit = |error: &str| {
+        Status::bad_request(format!(
+            "{} in version {:?} cannot be handled as a {}: {error}",
+            resource.kind, resource.version, resource.kind
+        ))
+    };
+    let unknown: Vec<String> = Vec::new();
+    let mut complaints: Vec<String> = duplicates.iter().map(|path| format!("duplicate field {path:?}")).collect();
+    complaints.extend(unknown.iter().map(|path| format!("unknown field {path:?}")));
+    match validation {
+        FieldValidation::Strict if !complaints.is_empty() => {
+            return Err(unfit(&format!("strict decoding error: {}", complaints.join(", "))));
+        }
+        FieldValidation::Warn => warnings.extend(complaints),
+        _ => {}
+    }
+    Ok(value)
+}
+
+/// A body without kind or version is taken for what the URL says; another one is refused.
+fn check_kind(resource: &Resource, value: &mut Value) -> Result<()> {
+    let expected = resource.api_version();
+    for (field, default) in [("apiVersion", expected.as_str()), ("kind", &resource.kind)] {
+        if value[field].as_str().is_none_or(str::is_empty) {
+            value[field] = default.into();
+        }
+    }
+    let (found, kind) = (value["apiVersion"].as_str().unwrap_or_default(), value["kind"].as_str().unwrap_or_default());
+    if kind != resource.kind {
+        let version = GroupVersion::parse(found).version;
+        return Err(Status::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a {}: no kind {kind:?} is registered for version \
+             {found:?} at this path",
+            resource.kind
+        )));
+    }
+    if found != expected {
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({found}) does not match the expected API version ({expected})"
+        )));
+    }
+    Ok(())
+}
+
+fn unrecognized(resource: &Resource, why: &str, body: &[u8]) -> Status {
+    const SHOWN: usize = 30;
+    let cut = &body[..body.len().min(SHOWN)];
+    let more = if body.len() > SHOWN { " ..." } else { "" };
+    let summary = match cut.first() {
+        None => "<empty>".to_owned(),
+        Some(b'{') => format!("{}{more}", String::from_utf8_lossy(cut)),
+        Some(_) => format!("{}{more}", cut.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
+    };
+    Status::bad_request(format!("the object provided is unrecognized (must be of type {}): {why} ({summary})", resource.kind))
+}
+
+/// A null field is an absent one: Go's structs keep no difference.
+pub fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
+
+/// Fills in what is not given: kind and version, the schema's defaults and the strategy's.
+#[must_use]
+pub fn complete(served: &Served, mut object: Value) -> Value {
+    let resource = &served.resource;
+    if !object.is_object() {
+        object = Value::Object(Map::new());
+    }
+    object["apiVersion"] = resource.api_version().into();
+    object["kind"] = resource.kind.as_ref().into();
+    served.strategy.default(&mut object);
+    object
+}
+
+/// The same object in another version of its kind.
+pub fn convert(object: &Value, from: &Resource, to: &Resource) -> Result<Value> {
+    if from.kind != to.kind {
+        return Err(Status::internal(format!("{} is not {}", from.group_version_kind(), to.group_version_kind())));
+    }
+    let mut object = object.clone();
+    object["apiVersion"] = to.api_version().into();
+    Ok(object)
+}
+
+/// Builds a tree and notes keys that appear twice in one object. The last one counts, as in Go.
+struct Tree<'a> {
+    path: &'a mut String,
+    duplicates: &'a mut Vec<String>,
+}
+
+impl<'de> DeserializeSeed<'de> for Tree<'_> {
+    type Value = Value;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Tree<'_> {
+    type Value = Value;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a JSON value")
+    }
+    fn visit_bool<E>(self, flag: bool) -> std::result::Result<Value, E> {
+        Ok(Value::Bool(flag))
+    }
+    fn visit_i64<E>(self, number: i64) -> std::result::Result<Value, E> {
+        Ok(number.into())
+    }
+    fn visit_u64<E>(self, number: u64) -> std::result::Result<Value, E> {
+        Ok(number.into())
+    }
+    fn visit_f64<E>(self, number: f64) -> std::result::Result<Value, E> {
+        Ok(number.into())
+    }
+    fn visit_str<E>(self, text: &str) -> std::result::Result<Value, E> {
+        Ok(text.into())
+    }
+    fn visit_string<E>(self, text: String) -> std::result::Result<Value, E> {
+        Ok(text.into())
+    }
+    fn visit_unit<E>(self) -> std::result::Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Value, A::Error> {
+        let mut items = Vec::new();
+        let length = self.path.len();
+        loop {
+            self.path.push_str(&format!("[{}]", items.len()));
+            let item = seq.next_element_seed(Tree { path: self.path, duplicates: self.duplicates })?;
+            self.path.truncate(length);
+            match item {
+                Some(item) => items.push(item),
+                None => return Ok(Value::Array(items)),
+            }
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Value, A::Error> {
+        let mut object = Map::new();
+        let length = self.path.len();
+        while let Some(key) = map.next_key::<String>()? {
+            if length > 0 {
+                self.path.push('.');
+            }
+            self.path.push_str(&key);
+            if object.contains_key(&key) {
+                self.duplicates.push(self.path.clone());
+            }
+            let value = map.next_value_seed(Tree { path: self.path, duplicates: self.duplicates });
+            self.path.truncate(length);
+            object.insert(key, value.map_err(A::Error::custom)?);
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn duplicates_and_errors() {
+        let parsed = parse(br#"{"a":{"b":1,"b":2},"c":[{"d":1,"d":1}]}"#, Media::Json).unwrap();
+        assert_eq!(parsed.duplicates, ["a.b", "c[0].d"]);
+        assert_eq!(parsed.value["a"]["b"], 2);
+        assert_eq!(parse(b"", Media::Json).unwrap_err(), "unexpected end of JSON input");
+        assert!(parse(b"{x}", Media::Json).unwrap_err().starts_with("invalid character 'x'"));
+        assert!(parse("[".repeat(10_000).as_bytes(), Media::Json).is_err());
+        assert_eq!(parse(b"a: {b: 1}", Media::Yaml).unwrap().value["a"]["b"], 1);
+        assert!(parse(b"a: [", Media::Yaml).is_err());
+    }
+
+    #[test]
+    fn nulls_go() {
+        let mut value = serde_json::json!({"a": null, "b": {"c": null}, "d": [{"e": null}]});
+        drop_nulls(&mut value);
+        assert_eq!(value, serde_json::json!({"b": {}, "d": [{}]}));
+    }
+}
