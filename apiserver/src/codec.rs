@@ -33,7 +33,10 @@ pub fn encode(object: &Value) -> Bytes {
         }
     }
     out.push(b'}');
-    for (key, value) in map.iter().filter(|(key, _)| !matches!(key.as_str(), "apiVersion" | "kind" | "metadata")) {
+    for (key, value) in map
+        .iter()
+        .filter(|(key, _)| !matches!(key.as_str(), "apiVersion" | "kind" | "metadata"))
+    {
         out.push(b',');
         write_entry(&mut out, key, value);
     }
@@ -61,7 +64,9 @@ fn splice_point(stored: &[u8]) -> Option<usize> {
     if !head.starts_with(b"{\"apiVersion\":") {
         return None;
     }
-    head.windows(METADATA.len()).position(|window| window == METADATA).map(|at| at + METADATA.len())
+    head.windows(METADATA.len())
+        .position(|window| window == METADATA)
+        .map(|at| at + METADATA.len())
 }
 
 /// The served form of a stored document at a revision. `None` if it is not JSON at all.
@@ -70,7 +75,10 @@ pub fn serve(stored: &[u8], revision: u64) -> Option<Bytes> {
     let Some(at) = splice_point(stored) else {
         // Not written by us: bring it into our order first.
         let value: Value = serde_json::from_slice(stored).ok()?;
-        return value.is_object().then(|| encode(&value)).and_then(|canonical| serve(&canonical, revision));
+        return value
+            .is_object()
+            .then(|| encode(&value))
+            .and_then(|canonical| serve(&canonical, revision));
     };
     let mut out = Vec::with_capacity(stored.len() + 42);
     out.extend_from_slice(&stored[..at]);
@@ -120,14 +128,24 @@ mod tests {
             let served = serve(&stored, 7).unwrap();
             assert_eq!(serde_json::from_slice::<Value>(&served).unwrap(), expected);
             expected["metadata"]["resourceVersion"] = json!("12345");
-            assert_eq!(serde_json::from_slice::<Value>(&reserve(&served, 12345)).unwrap(), expected);
+            assert_eq!(
+                serde_json::from_slice::<Value>(&reserve(&served, 12345)).unwrap(),
+                expected
+            );
         }
     }
 
     #[test]
     fn takes_foreign_documents() {
-        let served = serve(br#"{ "metadata": {"name":"n"}, "kind":"X", "apiVersion":"v1"}"#, 3).unwrap();
-        assert_eq!(&served[..], br#"{"apiVersion":"v1","kind":"X","metadata":{"resourceVersion":"3","name":"n"}}"#);
+        let served = serve(
+            br#"{ "metadata": {"name":"n"}, "kind":"X", "apiVersion":"v1"}"#,
+            3,
+        )
+        .unwrap();
+        assert_eq!(
+            &served[..],
+            br#"{"apiVersion":"v1","kind":"X","metadata":{"resourceVersion":"3","name":"n"}}"#
+        );
         assert!(serve(b"k8s\0protobuf", 3).is_none());
         assert!(serve(b"[]", 3).is_none());
     }

@@ -17,7 +17,11 @@ pub struct Field {
 }
 
 const fn field(name: &'static str, paths: &'static [&'static str], default: &'static str) -> Field {
-    Field { name, paths, default }
+    Field {
+        name,
+        paths,
+        default,
+    }
 }
 
 const POD: &[Field] = &[
@@ -29,31 +33,83 @@ const POD: &[Field] = &[
     field("spec.hostNetwork", &["spec.hostNetwork"], "false"),
     field("status.podIP", &["status.podIP"], ""),
     field("status.podIPs", &["status.podIP"], ""),
-    field("status.nominatedNodeName", &["status.nominatedNodeName"], ""),
+    field(
+        "status.nominatedNodeName",
+        &["status.nominatedNodeName"],
+        "",
+    ),
 ];
-const NODE: &[Field] = &[field("spec.unschedulable", &["spec.unschedulable"], "false")];
+const NODE: &[Field] = &[field(
+    "spec.unschedulable",
+    &["spec.unschedulable"],
+    "false",
+)];
 const NAMESPACE: &[Field] = &[field("status.phase", &["status.phase"], "")];
 const SECRET: &[Field] = &[field("type", &["type"], "")];
-const SERVICE: &[Field] =
-    &[field("spec.clusterIP", &["spec.clusterIP"], ""), field("spec.type", &["spec.type"], "")];
+const SERVICE: &[Field] = &[
+    field("spec.clusterIP", &["spec.clusterIP"], ""),
+    field("spec.type", &["spec.type"], ""),
+];
 const REPLICAS: &[Field] = &[field("status.replicas", &["status.replicas"], "0")];
 const JOB: &[Field] = &[field("status.successful", &["status.succeeded"], "0")];
 const CSR: &[Field] = &[field("spec.signerName", &["spec.signerName"], "")];
-const RESOURCE_SLICE: &[Field] =
-    &[field("spec.nodeName", &["spec.nodeName"], ""), field("spec.driver", &["spec.driver"], "")];
+const RESOURCE_SLICE: &[Field] = &[
+    field("spec.nodeName", &["spec.nodeName"], ""),
+    field("spec.driver", &["spec.driver"], ""),
+];
 const EVENT: &[Field] = &[
-    field("involvedObject.kind", &["involvedObject.kind", "regarding.kind"], ""),
-    field("involvedObject.namespace", &["involvedObject.namespace", "regarding.namespace"], ""),
-    field("involvedObject.name", &["involvedObject.name", "regarding.name"], ""),
-    field("involvedObject.uid", &["involvedObject.uid", "regarding.uid"], ""),
-    field("involvedObject.apiVersion", &["involvedObject.apiVersion", "regarding.apiVersion"], ""),
-    field("involvedObject.resourceVersion", &["involvedObject.resourceVersion", "regarding.resourceVersion"], ""),
-    field("involvedObject.fieldPath", &["involvedObject.fieldPath", "regarding.fieldPath"], ""),
+    field(
+        "involvedObject.kind",
+        &["involvedObject.kind", "regarding.kind"],
+        "",
+    ),
+    field(
+        "involvedObject.namespace",
+        &["involvedObject.namespace", "regarding.namespace"],
+        "",
+    ),
+    field(
+        "involvedObject.name",
+        &["involvedObject.name", "regarding.name"],
+        "",
+    ),
+    field(
+        "involvedObject.uid",
+        &["involvedObject.uid", "regarding.uid"],
+        "",
+    ),
+    field(
+        "involvedObject.apiVersion",
+        &["involvedObject.apiVersion", "regarding.apiVersion"],
+        "",
+    ),
+    field(
+        "involvedObject.resourceVersion",
+        &[
+            "involvedObject.resourceVersion",
+            "regarding.resourceVersion",
+        ],
+        "",
+    ),
+    field(
+        "involvedObject.fieldPath",
+        &["involvedObject.fieldPath", "regarding.fieldPath"],
+        "",
+    ),
     field("reason", &["reason"], ""),
-    field("reportingComponent", &["reportingComponent", "reportingController"], ""),
+    field(
+        "reportingComponent",
+        &["reportingComponent", "reportingController"],
+        "",
+    ),
     field(
         "source",
-        &["source.component", "deprecatedSource.component", "reportingComponent", "reportingController"],
+        &[
+            "source.component",
+            "deprecatedSource.component",
+            "reportingComponent",
+            "reportingController",
+        ],
         "",
     ),
     field("type", &["type"], ""),
@@ -95,10 +151,21 @@ pub fn extract(json: &[u8], fields: &[Field]) -> serde_json::Result<Extract> {
         .enumerate()
         .map(|(slot, path)| (slot, path.split('.').collect()))
         .collect();
-    let mut found = Found { labels: Vec::new(), slots: vec![None; paths.len()] };
-    let wanted: Vec<(usize, &[&str])> = paths.iter().map(|(slot, path)| (*slot, path.as_slice())).collect();
+    let mut found = Found {
+        labels: Vec::new(),
+        slots: vec![None; paths.len()],
+    };
+    let wanted: Vec<(usize, &[&str])> = paths
+        .iter()
+        .map(|(slot, path)| (*slot, path.as_slice()))
+        .collect();
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    Walk { wanted, at: At::Top, found: &mut found }.deserialize(&mut deserializer)?;
+    Walk {
+        wanted,
+        at: At::Top,
+        found: &mut found,
+    }
+    .deserialize(&mut deserializer)?;
     let mut slots = found.slots.into_iter();
     let values = fields.iter().map(|field| {
         let mut value = None;
@@ -108,7 +175,10 @@ pub fn extract(json: &[u8], fields: &[Field]) -> serde_json::Result<Extract> {
         value.unwrap_or_else(|| field.default.into())
     });
     let fields = values.collect();
-    Ok(Extract { labels: found.labels.into_boxed_slice(), fields })
+    Ok(Extract {
+        labels: found.labels.into_boxed_slice(),
+        fields,
+    })
 }
 
 struct Found {
@@ -204,7 +274,11 @@ impl<'de> Visitor<'de> for Walk<'_> {
             if at == At::Below && wanted.is_empty() {
                 map.next_value::<IgnoredAny>()?;
             } else {
-                map.next_value_seed(Walk { wanted, at, found: self.found })?;
+                map.next_value_seed(Walk {
+                    wanted,
+                    at,
+                    found: self.found,
+                })?;
             }
         }
         Ok(())
@@ -220,7 +294,10 @@ mod tests {
         let json = br#"{"kind":"Pod","metadata":{"name":"a","labels":{"x":"1","y":"\u0041"},"annotations":{"labels":"no"}},
             "spec":{"nodeName":"n1","hostNetwork":true,"containers":[{"nodeName":"wrong"}]},"status":{"phase":"Running"}}"#;
         let found = extract(json, of("", "pods")).unwrap();
-        assert_eq!(&*found.labels, &[("x".into(), "1".into()), ("y".into(), "A".into())]);
+        assert_eq!(
+            &*found.labels,
+            &[("x".into(), "1".into()), ("y".into(), "A".into())]
+        );
         let by_name = |name| &*found.fields[POD.iter().position(|f| f.name == name).unwrap()];
         assert_eq!(by_name("spec.nodeName"), "n1");
         assert_eq!(by_name("spec.hostNetwork"), "true");
@@ -230,10 +307,19 @@ mod tests {
 
     #[test]
     fn defaults_and_fallbacks() {
-        let found = extract(br#"{"metadata":{},"reportingController":"c","source":{"component":""}}"#, EVENT).unwrap();
+        let found = extract(
+            br#"{"metadata":{},"reportingController":"c","source":{"component":""}}"#,
+            EVENT,
+        )
+        .unwrap();
         let by_name = |name| &*found.fields[EVENT.iter().position(|f| f.name == name).unwrap()];
         assert_eq!((by_name("source"), by_name("reason")), ("c", ""));
-        assert_eq!(&*extract(br#"{"spec":[1,2],"metadata":null}"#, NODE).unwrap().fields[0], "false");
+        assert_eq!(
+            &*extract(br#"{"spec":[1,2],"metadata":null}"#, NODE)
+                .unwrap()
+                .fields[0],
+            "false"
+        );
         assert!(extract(b"{", NODE).is_err());
     }
 }

@@ -27,12 +27,18 @@ impl Query {
     /// The first value of a parameter; present but empty is `Some("")`.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+        self.0
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, v)| v.as_str())
     }
 
     /// All values of a repeated parameter.
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0.iter().filter(move |(n, _)| n == name).map(|(_, v)| v.as_str())
+        self.0
+            .iter()
+            .filter(move |(n, _)| n == name)
+            .map(|(_, v)| v.as_str())
     }
 
     /// A boolean as Kubernetes' query conversion reads it: absent, `false` and `0` are false (in any
@@ -44,7 +50,8 @@ impl Query {
 
     #[must_use]
     pub fn optional_flag(&self, name: &str) -> Option<bool> {
-        self.get(name).map(|value| !matches!(value.to_ascii_lowercase().as_str(), "false" | "0"))
+        self.get(name)
+            .map(|value| !matches!(value.to_ascii_lowercase().as_str(), "false" | "0"))
     }
 
     #[must_use]
@@ -57,7 +64,9 @@ impl Query {
         match self.get(name) {
             None | Some("") => Ok(None),
             Some(text) => text.parse().map(Some).map_err(|_| {
-                Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))
+                Status::bad_request(format!(
+                    "strconv.ParseInt: parsing {text:?}: invalid syntax"
+                ))
             }),
         }
     }
@@ -68,7 +77,11 @@ impl Query {
 }
 
 fn decode(raw: &str) -> String {
-    let spaced: Cow<'_, str> = if raw.contains('+') { Cow::Owned(raw.replace('+', " ")) } else { Cow::Borrowed(raw) };
+    let spaced: Cow<'_, str> = if raw.contains('+') {
+        Cow::Owned(raw.replace('+', " "))
+    } else {
+        Cow::Borrowed(raw)
+    };
     percent_decode(&spaced).into_owned()
 }
 

@@ -120,7 +120,11 @@ impl RequestInfo {
     pub fn proxy_path(&self) -> String {
         if self.parts.len() <= 3 {
             // A trailing slash asks for the backend's root, not for its parent.
-            return if self.path.ends_with('/') { "/".into() } else { String::new() };
+            return if self.path.ends_with('/') {
+                "/".into()
+            } else {
+                String::new()
+            };
         }
         let mut path = String::new();
         for part in &self.parts[3..] {
@@ -138,7 +142,10 @@ impl RequestInfo {
     pub fn is_long_running(&self) -> bool {
         matches!(self.verb.as_str(), "watch" | "proxy")
             || (self.is_resource
-                && matches!(self.subresource.as_str(), "proxy" | "attach" | "exec" | "log" | "portforward"))
+                && matches!(
+                    self.subresource.as_str(),
+                    "proxy" | "attach" | "exec" | "log" | "portforward"
+                ))
     }
 }
 
@@ -158,7 +165,8 @@ fn exact_name(selector: &str) -> Option<String> {
     selector.split(',').find_map(|term| {
         let (field, value) = term.split_once('=')?;
         let value = value.strip_prefix('=').unwrap_or(value);
-        let segment = !value.is_empty() && value != "." && value != ".." && !value.contains(['/', '%', '\\']);
+        let segment =
+            !value.is_empty() && value != "." && value != ".." && !value.contains(['/', '%', '\\']);
         (field == "metadata.name" && segment).then(|| value.to_owned())
     })
 }
@@ -230,23 +238,55 @@ mod tests {
             ("GET", "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode", "get", "apis",
              "rbac.authorization.k8s.io", "v1", "", "clusterroles", "", "system:node"),
         ];
-        for (method, url, verb, prefix, group, version, namespace, resource, subresource, name) in table {
+        for (method, url, verb, prefix, group, version, namespace, resource, subresource, name) in
+            table
+        {
             let (path, query) = url.split_once('?').unwrap_or((url, ""));
             let method = Method::from_bytes(method.as_bytes()).unwrap();
             let info = RequestInfo::parse(&method, path, &Query::parse(query)).unwrap();
             assert!(info.is_resource, "{url}");
             let got = (
-                &*info.verb, &*info.prefix, &*info.group, &*info.version, &*info.namespace, &*info.resource,
-                &*info.subresource, &*info.name,
+                &*info.verb,
+                &*info.prefix,
+                &*info.group,
+                &*info.version,
+                &*info.namespace,
+                &*info.resource,
+                &*info.subresource,
+                &*info.name,
             );
-            assert_eq!(got, (verb, prefix, group, version, namespace, resource, subresource, name), "{method} {url}");
+            assert_eq!(
+                got,
+                (
+                    verb,
+                    prefix,
+                    group,
+                    version,
+                    namespace,
+                    resource,
+                    subresource,
+                    name
+                ),
+                "{method} {url}"
+            );
         }
     }
 
     #[test]
     fn other_requests() {
-        for path in ["/", "/version", "/healthz", "/livez/ping", "/api", "/api/v1", "/apis", "/apis/apps", "/apis/apps/v1",
-            "/openapi/v3/apis/apps/v1", "//"] {
+        for path in [
+            "/",
+            "/version",
+            "/healthz",
+            "/livez/ping",
+            "/api",
+            "/api/v1",
+            "/apis",
+            "/apis/apps",
+            "/apis/apps/v1",
+            "/openapi/v3/apis/apps/v1",
+            "//",
+        ] {
             let info = RequestInfo::parse(&Method::GET, path, &Query::parse("")).unwrap();
             assert!(!info.is_resource, "{path}");
             assert_eq!(info.verb, "get");
@@ -259,7 +299,10 @@ mod tests {
     fn selectors_and_proxy_paths() {
         let query = Query::parse("labelSelector=a%3Db&fieldSelector=spec.nodeName%3Dn");
         let info = RequestInfo::parse(&Method::GET, "/api/v1/pods", &query).unwrap();
-        assert_eq!((&*info.label_selector, &*info.field_selector), ("a=b", "spec.nodeName=n"));
+        assert_eq!(
+            (&*info.label_selector, &*info.field_selector),
+            ("a=b", "spec.nodeName=n")
+        );
         for (path, expected) in [("", ""), ("/", "/"), ("/a/b", "/a/b"), ("/a/", "/a/")] {
             let path = format!("/api/v1/namespaces/d/services/s:80/proxy{path}");
             let info = RequestInfo::parse(&Method::GET, &path, &Query::default()).unwrap();

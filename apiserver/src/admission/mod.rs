@@ -48,12 +48,20 @@ pub trait Plugin: Send + Sync {
     fn handles(&self, operation: Operation, resource: &Resource, subresource: &str) -> bool;
 
     /// Mutating phase, before defaulting is repeated and the strategy validates.
-    fn admit<'a>(&'a self, _attributes: &'a mut Attributes<'_>, _registry: &'a Registry) -> BoxFuture<'a, Result<()>> {
+    fn admit<'a>(
+        &'a self,
+        _attributes: &'a mut Attributes<'_>,
+        _registry: &'a Registry,
+    ) -> BoxFuture<'a, Result<()>> {
         Box::pin(async { Ok(()) })
     }
 
     /// Validating phase, after the strategy: must not change the object.
-    fn validate<'a>(&'a self, _attributes: &'a Attributes<'_>, _registry: &'a Registry) -> BoxFuture<'a, Result<()>> {
+    fn validate<'a>(
+        &'a self,
+        _attributes: &'a Attributes<'_>,
+        _registry: &'a Registry,
+    ) -> BoxFuture<'a, Result<()>> {
         Box::pin(async { Ok(()) })
     }
 }
@@ -72,7 +80,11 @@ impl Chain {
 
     pub async fn admit(&self, attributes: &mut Attributes<'_>, registry: &Registry) -> Result<()> {
         for plugin in &self.plugins {
-            if plugin.handles(attributes.operation, attributes.resource, attributes.subresource) {
+            if plugin.handles(
+                attributes.operation,
+                attributes.resource,
+                attributes.subresource,
+            ) {
                 plugin.admit(attributes, registry).await?;
             }
         }
@@ -81,7 +93,11 @@ impl Chain {
 
     pub async fn validate(&self, attributes: &Attributes<'_>, registry: &Registry) -> Result<()> {
         for plugin in &self.plugins {
-            if plugin.handles(attributes.operation, attributes.resource, attributes.subresource) {
+            if plugin.handles(
+                attributes.operation,
+                attributes.resource,
+                attributes.subresource,
+            ) {
                 plugin.validate(attributes, registry).await?;
             }
         }

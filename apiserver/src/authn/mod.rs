@@ -22,7 +22,11 @@ pub const APISERVER: &str = "system:apiserver";
 impl UserInfo {
     #[must_use]
     pub fn new(name: impl Into<String>, groups: &[&str]) -> Self {
-        Self { name: name.into(), groups: groups.iter().map(ToString::to_string).collect(), ..Self::default() }
+        Self {
+            name: name.into(),
+            groups: groups.iter().map(ToString::to_string).collect(),
+            ..Self::default()
+        }
     }
 
     /// The identity of requests without credentials.

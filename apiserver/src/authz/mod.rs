@@ -55,13 +55,25 @@ pub enum Decision {
 /// One rule of `SelfSubjectRulesReview`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rule {
-    Resource { verbs: Vec<String>, groups: Vec<String>, resources: Vec<String>, names: Vec<String> },
-    NonResource { verbs: Vec<String>, urls: Vec<String> },
+    Resource {
+        verbs: Vec<String>,
+        groups: Vec<String>,
+        resources: Vec<String>,
+        names: Vec<String>,
+    },
+    NonResource {
+        verbs: Vec<String>,
+        urls: Vec<String>,
+    },
 }
 
 pub trait Authorizer: Send + Sync {
     fn authorize<'a>(&'a self, attributes: &'a Attributes<'a>) -> BoxFuture<'a, Decision>;
 
     /// What the user may do in a namespace, and whether the list is incomplete (with the reason).
-    fn rules<'a>(&'a self, user: &'a UserInfo, namespace: &'a str) -> BoxFuture<'a, (Vec<Rule>, Option<String>)>;
+    fn rules<'a>(
+        &'a self,
+        user: &'a UserInfo,
+        namespace: &'a str,
+    ) -> BoxFuture<'a, (Vec<Rule>, Option<String>)>;
 }

@@ -71,12 +71,22 @@ impl WatchCache {
             loop {
                 if *self.position.borrow() == 0 {
                     // The sender lives in `self`, so waiting cannot fail.
-                    let _ = self.position.subscribe().wait_for(|position| *position > 0).await;
+                    let _ = self
+                        .position
+                        .subscribe()
+                        .wait_for(|position| *position > 0)
+                        .await;
                 }
-                let Some(progress) = self.progress.lock().clone() else { continue };
+                let Some(progress) = self.progress.lock().clone() else {
+                    continue;
+                };
                 let mark = progress.reached(revision).await;
                 if *self.position.borrow() < mark.last_event {
-                    let _ = self.position.subscribe().wait_for(|position| *position >= mark.last_event).await;
+                    let _ = self
+                        .position
+                        .subscribe()
+                        .wait_for(|position| *position >= mark.last_event)
+                        .await;
                 }
                 return mark.revision;
             }
@@ -84,7 +94,10 @@ impl WatchCache {
         match tokio::time::timeout(FRESH_TIMEOUT, wait).await {
             Ok(reached) => Ok(reached),
             Err(_) => Err(Status::timeout(
-                format!("Too large resource version: {revision}, current: {}", *self.position.borrow()),
+                format!(
+                    "Too large resource version: {revision}, current: {}",
+                    *self.position.borrow()
+                ),
                 1,
             )
             .with_cause("ResourceVersionTooLarge", "Too large resource version", "")),
@@ -121,7 +134,11 @@ impl WatchCache {
     }
 
     /// Changes after a revision: from memory if it goes back so far, from the store's history otherwise.
-    pub async fn subscribe_from(&self, selection: Selection, revision: u64) -> Result<Subscription> {
+    pub async fn subscribe_from(
+        &self,
+        selection: Selection,
+        revision: u64,
+    ) -> Result<Subscription> {
         self.loaded().await?;
         if let Some(subscription) = self.state.write().subscribe_from(&selection, revision) {
             return Ok(subscription);
@@ -130,10 +147,18 @@ impl WatchCache {
         let mut from = revision;
         let expired = |_| too_old(revision, *self.position.borrow());
         loop {
-            let mut watch = self.store.watch(&self.prefix, from + 1).await.map_err(expired)?;
+            let mut watch = self
+                .store
+                .watch(&self.prefix, from + 1)
+                .await
+                .map_err(expired)?;
             let position = *self.position.borrow();
             while from < position {
-                let batch = watch.next().await.ok_or_else(|| too_old(revision, position))?.map_err(expired)?;
+                let batch = watch
+                    .next()
+                    .await
+                    .ok_or_else(|| too_old(revision, position))?
+                    .map_err(expired)?;
                 from = batch.revision;
                 for event in &batch.events {
                     replayed.extend(self.replay(event, &selection));
@@ -152,12 +177,20 @@ impl WatchCache {
 
     /// A change out of the store's history, as a watcher with this selection sees it.
     fn replay(&self, event: &StoreEvent, selection: &Selection) -> Option<Change> {
-        let previous = event.prev_kv.as_ref().and_then(|kv| self.decode(&kv.key, &kv.value, kv.mod_revision));
+        let previous = event
+            .prev_kv
+            .as_ref()
+            .and_then(|kv| self.decode(&kv.key, &kv.value, kv.mod_revision));
         let current = match event.kind {
             EventKind::Put => self.decode(&event.kv.key, &event.kv.value, event.revision()),
             EventKind::Delete => None,
         };
-        state::transition(current.as_ref(), previous.as_ref(), event.revision(), selection)
+        state::transition(
+            current.as_ref(),
+            previous.as_ref(),
+            event.revision(),
+            selection,
+        )
     }
 
     fn decode(&self, key: &str, value: &Bytes, revision: u64) -> Option<Arc<Object>> {
@@ -173,9 +206,14 @@ impl WatchCache {
 
     /// Reads everything, then follows until the watch ends. Errors mean: again, from the beginning.
     async fn load_and_follow(this: &std::sync::Weak<Self>) -> storage::Result<()> {
-        let Some(cache) = this.upgrade() else { return Ok(()) };
+        let Some(cache) = this.upgrade() else {
+            return Ok(());
+        };
         let loaded = cache.store.range(Range::prefix(&cache.prefix)).await?;
-        let objects = loaded.kvs.iter().filter_map(|kv| cache.decode(&kv.key, &kv.value, kv.mod_revision));
+        let objects = loaded
+            .kvs
+            .iter()
+            .filter_map(|kv| cache.decode(&kv.key, &kv.value, kv.mod_revision));
         let objects: Vec<_> = objects.collect();
         let revision = loaded.revision;
         drop(loaded.kvs);
@@ -186,7 +224,9 @@ impl WatchCache {
         drop(cache);
         while let Some(batch) = watch.next().await {
             let batch = batch?;
-            let Some(cache) = this.upgrade() else { return Ok(()) };
+            let Some(cache) = this.upgrade() else {
+                return Ok(());
+            };
             cache.apply(&batch.events, batch.revision);
         }
         Ok(())
@@ -201,7 +241,11 @@ impl WatchCache {
                     EventKind::Put => self.decode(&event.kv.key, &event.kv.value, event.revision()),
                     EventKind::Delete => None,
                 };
-                (event.kv.key.strip_prefix(&*self.prefix).unwrap_or_default(), object, event.revision())
+                (
+                    event.kv.key.strip_prefix(&*self.prefix).unwrap_or_default(),
+                    object,
+                    event.revision(),
+                )
             })
             .collect();
         self.state.write().apply(decoded, revision);
@@ -232,13 +276,14 @@ pub fn too_old(requested: u64, oldest: u64) -> Status {
 pub fn store_error(error: storage::Error) -> Status {
     use storage::Error::{Compacted, FutureRevision, TooLarge, Unavailable};
     match error {
-        Compacted { .. } => Status::expired(
-            "The resourceVersion for the provided list is too old.",
-        ),
-        FutureRevision { requested, current } => {
-            Status::timeout(format!("Too large resource version: {requested}, current: {current}"), 1)
-                .with_cause("ResourceVersionTooLarge", "Too large resource version", "")
+        Compacted { .. } => {
+            Status::expired("The resourceVersion for the provided list is too old.")
         }
+        FutureRevision { requested, current } => Status::timeout(
+            format!("Too large resource version: {requested}, current: {current}"),
+            1,
+        )
+        .with_cause("ResourceVersionTooLarge", "Too large resource version", ""),
         TooLarge { .. } => Status::too_large(error),
         Unavailable(_) => Status::service_unavailable(error.to_string()),
         other => Status::internal(other),

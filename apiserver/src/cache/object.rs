@@ -30,10 +30,21 @@ pub enum Unreadable {
 
 impl Object {
     /// From the stored form.
-    pub fn new(key: &str, stored: &[u8], revision: u64, fields: &[Field]) -> Result<Self, Unreadable> {
+    pub fn new(
+        key: &str,
+        stored: &[u8],
+        revision: u64,
+        fields: &[Field],
+    ) -> Result<Self, Unreadable> {
         let bytes = codec::serve(stored, revision).ok_or(Unreadable::NotJson)?;
         let extract = fields::extract(&bytes, fields)?;
-        Ok(Self { key: key.into(), revision, bytes, labels: extract.labels, fields: extract.fields })
+        Ok(Self {
+            key: key.into(),
+            revision,
+            bytes,
+            labels: extract.labels,
+            fields: extract.fields,
+        })
     }
 
     /// From the stored form, as the answer to a write: nobody selects it, so nothing is extracted. A dry run has no
@@ -43,7 +54,13 @@ impl Object {
             0 => Bytes::copy_from_slice(stored),
             _ => codec::serve(stored, revision).ok_or(Unreadable::NotJson)?,
         };
-        Ok(Self { key: key.into(), revision, bytes, labels: Box::default(), fields: Box::default() })
+        Ok(Self {
+            key: key.into(),
+            revision,
+            bytes,
+            labels: Box::default(),
+            fields: Box::default(),
+        })
     }
 
     /// The same object as of another revision: what a deletion event shows.
@@ -65,12 +82,16 @@ impl Object {
 
     #[must_use]
     pub fn namespace(&self) -> &str {
-        self.key.split_once('/').map_or("", |(namespace, _)| namespace)
+        self.key
+            .split_once('/')
+            .map_or("", |(namespace, _)| namespace)
     }
 
     #[must_use]
     pub fn name(&self) -> &str {
-        self.key.split_once('/').map_or(&*self.key, |(_, name)| name)
+        self.key
+            .split_once('/')
+            .map_or(&*self.key, |(_, name)| name)
     }
 
     /// The whole document. The bytes were JSON when they came in, so this is `Null` never.

@@ -28,7 +28,10 @@ pub struct Selection {
 impl Selection {
     #[must_use]
     pub fn namespaced(namespace: &str) -> Self {
-        Self { namespace: namespace.to_owned(), ..Self::default() }
+        Self {
+            namespace: namespace.to_owned(),
+            ..Self::default()
+        }
     }
 
     #[must_use]
@@ -46,15 +49,18 @@ impl Selection {
             })?;
             selection.labels = Some(selector);
         }
-        let terms = FieldSelector::parse(fields).map_err(Status::bad_request)?.requirements;
+        let terms = FieldSelector::parse(fields)
+            .map_err(Status::bad_request)?
+            .requirements;
         for term in terms {
-            let source = match term.field.as_str() {
-                "metadata.name" => Source::Name,
-                "metadata.namespace" => Source::Namespace,
-                other => Source::Field(known.iter().position(|f| f.name == other).ok_or_else(|| {
-                    Status::bad_request(format!("field label not supported: {other}"))
-                })?),
-            };
+            let source =
+                match term.field.as_str() {
+                    "metadata.name" => Source::Name,
+                    "metadata.namespace" => Source::Namespace,
+                    other => Source::Field(known.iter().position(|f| f.name == other).ok_or_else(
+                        || Status::bad_request(format!("field label not supported: {other}")),
+                    )?),
+                };
             if source == Source::Name && !term.negated && selection.name.is_empty() {
                 selection.name.clone_from(&term.value);
             }
@@ -86,14 +92,20 @@ impl Selection {
                 };
                 (value == wanted) != *negated
             })
-            && self.labels.as_ref().is_none_or(|labels| labels.matches(object))
+            && self
+                .labels
+                .as_ref()
+                .is_none_or(|labels| labels.matches(object))
     }
 }
 
 /// Label selectors look labels up in the extract.
 impl Labels for Object {
     fn label(&self, key: &str) -> Option<&str> {
-        self.labels.iter().find(|(name, _)| &**name == key).map(|(_, value)| &**value)
+        self.labels
+            .iter()
+            .find(|(name, _)| &**name == key)
+            .map(|(_, value)| &**value)
     }
 }
 
@@ -124,8 +136,13 @@ mod tests {
             ("", "", "spec.nodeName=", false),
         ];
         for (namespace, labels, fields_, expected) in table {
-            let selection = Selection::parse(namespace, labels, fields_, fields::of("", "pods")).unwrap();
-            assert_eq!(selection.matches(&object), expected, "{namespace:?} {labels:?} {fields_:?}");
+            let selection =
+                Selection::parse(namespace, labels, fields_, fields::of("", "pods")).unwrap();
+            assert_eq!(
+                selection.matches(&object),
+                expected,
+                "{namespace:?} {labels:?} {fields_:?}"
+            );
         }
     }
 
@@ -133,8 +150,15 @@ mod tests {
     fn refuses() {
         let known = fields::of("", "pods");
         for bad in ["spec.bogus=1", "nonsense", "a=b=c=d", r"metadata.name=\x"] {
-            assert_eq!(Selection::parse("", "", bad, known).unwrap_err().code, 400, "{bad}");
+            assert_eq!(
+                Selection::parse("", "", bad, known).unwrap_err().code,
+                400,
+                "{bad}"
+            );
         }
-        assert_eq!(Selection::parse("", "a in (", "", known).unwrap_err().code, 400);
+        assert_eq!(
+            Selection::parse("", "a in (", "", known).unwrap_err().code,
+            400
+        );
     }
 }

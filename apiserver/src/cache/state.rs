@@ -101,14 +101,22 @@ impl State {
     fn select(&self, selection: &Selection) -> Vec<Arc<Object>> {
         if !selection.namespace.is_empty() && !selection.name.is_empty() {
             let key = format!("{}/{}", selection.namespace, selection.name);
-            let found = self.objects.get(&*key).filter(|object| selection.matches(object));
+            let found = self
+                .objects
+                .get(&*key)
+                .filter(|object| selection.matches(object));
             return found.cloned().into_iter().collect();
         }
         if selection.is_everything() {
             return self.objects.values().cloned().collect();
         }
         if selection.namespace.is_empty() {
-            return self.objects.values().filter(|object| selection.matches(object)).cloned().collect();
+            return self
+                .objects
+                .values()
+                .filter(|object| selection.matches(object))
+                .cloned()
+                .collect();
         }
         let prefix = format!("{}/", selection.namespace);
         self.objects
@@ -127,7 +135,10 @@ impl State {
         self.recent_after = revision;
         self.last_change = revision;
         self.position = revision;
-        self.objects = objects.into_iter().map(|object| (object.key().into(), object)).collect();
+        self.objects = objects
+            .into_iter()
+            .map(|object| (object.key().into(), object))
+            .collect();
     }
 
     /// Applies changes in the order of their revisions and tells the watchers.
@@ -138,16 +149,28 @@ impl State {
                 None => self.objects.remove(key),
             };
             self.last_change = revision;
-            self.dispatch(&Recent { revision, current: current.clone(), previous: previous.clone() });
-            self.remember(Recent { revision, current, previous });
+            self.dispatch(&Recent {
+                revision,
+                current: current.clone(),
+                previous: previous.clone(),
+            });
+            self.remember(Recent {
+                revision,
+                current,
+                previous,
+            });
         }
         self.position = revision;
     }
 
     fn dispatch(&mut self, change: &Recent) {
         self.watchers.retain(|watcher| {
-            let seen =
-                transition(change.current.as_ref(), change.previous.as_ref(), change.revision, &watcher.selection);
+            let seen = transition(
+                change.current.as_ref(),
+                change.previous.as_ref(),
+                change.revision,
+                &watcher.selection,
+            );
             match seen {
                 Some(seen) => watcher.sender.try_send(seen).is_ok(),
                 None => true,
@@ -157,20 +180,36 @@ impl State {
 
     fn remember(&mut self, change: Recent) {
         let size = |change: &Recent| {
-            [&change.current, &change.previous].into_iter().flatten().map(|object| object.bytes.len()).sum::<usize>()
+            [&change.current, &change.previous]
+                .into_iter()
+                .flatten()
+                .map(|object| object.bytes.len())
+                .sum::<usize>()
         };
         self.recent_bytes += size(&change);
         self.recent.push_back(change);
         while self.recent.len() > RECENT_CHANGES || self.recent_bytes > RECENT_BYTES {
-            let Some(oldest) = self.recent.pop_front() else { break };
+            let Some(oldest) = self.recent.pop_front() else {
+                break;
+            };
             self.recent_bytes -= size(&oldest);
             self.recent_after = oldest.revision;
         }
     }
 
     pub fn subscribe(&mut self, selection: Selection, initial: bool, reached: u64) -> Subscription {
-        let objects = if initial { self.select(&selection) } else { Vec::new() };
-        let initial = objects.into_iter().map(|object| Change { kind: ChangeKind::Added, object }).collect();
+        let objects = if initial {
+            self.select(&selection)
+        } else {
+            Vec::new()
+        };
+        let initial = objects
+            .into_iter()
+            .map(|object| Change {
+                kind: ChangeKind::Added,
+                object,
+            })
+            .collect();
         self.join(selection, initial, reached)
     }
 
@@ -179,19 +218,35 @@ impl State {
         if revision < self.recent_after {
             return None;
         }
-        let start = self.recent.partition_point(|change| change.revision <= revision);
+        let start = self
+            .recent
+            .partition_point(|change| change.revision <= revision);
         let initial = self.recent.range(start..).filter_map(|change| {
-            transition(change.current.as_ref(), change.previous.as_ref(), change.revision, selection)
+            transition(
+                change.current.as_ref(),
+                change.previous.as_ref(),
+                change.revision,
+                selection,
+            )
         });
         let initial = initial.collect();
         Some(self.join(selection.clone(), initial, revision))
     }
 
-    fn join(&mut self, selection: Selection, initial: VecDeque<Change>, reached: u64) -> Subscription {
+    fn join(
+        &mut self,
+        selection: Selection,
+        initial: VecDeque<Change>,
+        reached: u64,
+    ) -> Subscription {
         let (sender, receiver) = mpsc::channel(WATCHER_BUFFER);
         self.watchers.retain(|watcher| !watcher.sender.is_closed());
         self.watchers.push(Watcher { selection, sender });
-        Subscription { initial, receiver, revision: self.position.max(reached) }
+        Subscription {
+            initial,
+            receiver,
+            revision: self.position.max(reached),
+        }
     }
 }
 
@@ -206,11 +261,18 @@ pub(super) fn transition(
     let now = current.filter(|object| selection.matches(object));
     let before = previous.filter(|object| selection.matches(object));
     match (now, before) {
-        (Some(object), None) => Some(Change { kind: ChangeKind::Added, object: object.clone() }),
-        (Some(object), Some(_)) => Some(Change { kind: ChangeKind::Modified, object: object.clone() }),
-        (None, Some(object)) => {
-            Some(Change { kind: ChangeKind::Deleted, object: Arc::new(object.moved_to(revision)) })
-        }
+        (Some(object), None) => Some(Change {
+            kind: ChangeKind::Added,
+            object: object.clone(),
+        }),
+        (Some(object), Some(_)) => Some(Change {
+            kind: ChangeKind::Modified,
+            object: object.clone(),
+        }),
+        (None, Some(object)) => Some(Change {
+            kind: ChangeKind::Deleted,
+            object: Arc::new(object.moved_to(revision)),
+        }),
         (None, None) => None,
     }
 }
@@ -223,16 +285,26 @@ mod tests {
     fn pod(name: &str, node: &str, revision: u64) -> Option<Arc<Object>> {
         let json = format!(r#"{{"metadata":{{"name":"{name}"}},"spec":{{"nodeName":"{node}"}}}}"#);
         let key = format!("ns/{name}");
-        Some(Arc::new(Object::new(&key, json.as_bytes(), revision, fields::of("", "pods")).unwrap()))
+        Some(Arc::new(
+            Object::new(&key, json.as_bytes(), revision, fields::of("", "pods")).unwrap(),
+        ))
     }
 
     fn on_node(node: &str) -> Selection {
-        Selection::parse("", "", &format!("spec.nodeName={node}"), fields::of("", "pods")).unwrap()
+        Selection::parse(
+            "",
+            "",
+            &format!("spec.nodeName={node}"),
+            fields::of("", "pods"),
+        )
+        .unwrap()
     }
 
     fn drain(subscription: &mut Subscription) -> Vec<(ChangeKind, u64)> {
         let initial = subscription.initial.drain(..);
-        let mut seen: Vec<_> = initial.map(|change| (change.kind, change.object.revision)).collect();
+        let mut seen: Vec<_> = initial
+            .map(|change| (change.kind, change.object.revision))
+            .collect();
         while let Ok(change) = subscription.receiver.try_recv() {
             seen.push((change.kind, change.object.revision));
         }
@@ -244,9 +316,23 @@ mod tests {
         let mut state = State::default();
         state.reset(vec![], 1);
         let mut watcher = state.subscribe(on_node("n1"), true, 1);
-        state.apply(vec![("ns/a", pod("a", "", 2), 2), ("ns/a", pod("a", "n1", 3), 3)], 3);
-        state.apply(vec![("ns/a", pod("a", "n1", 4), 4), ("ns/a", pod("a", "n2", 5), 5), ("ns/a", None, 6)], 7);
-        let expected = [(ChangeKind::Added, 3), (ChangeKind::Modified, 4), (ChangeKind::Deleted, 5)];
+        state.apply(
+            vec![("ns/a", pod("a", "", 2), 2), ("ns/a", pod("a", "n1", 3), 3)],
+            3,
+        );
+        state.apply(
+            vec![
+                ("ns/a", pod("a", "n1", 4), 4),
+                ("ns/a", pod("a", "n2", 5), 5),
+                ("ns/a", None, 6),
+            ],
+            7,
+        );
+        let expected = [
+            (ChangeKind::Added, 3),
+            (ChangeKind::Modified, 4),
+            (ChangeKind::Deleted, 5),
+        ];
         assert_eq!(drain(&mut watcher), expected);
         // The same again for one who resumes, from anywhere.
         let mut resumed = state.subscribe_from(&on_node("n1"), 3).unwrap();
@@ -266,6 +352,10 @@ mod tests {
         assert!(state.watchers.is_empty() && slow.receiver.is_closed());
         assert_eq!(state.recent.len(), RECENT_CHANGES);
         assert!(state.subscribe_from(&Selection::default(), 2).is_none());
-        assert!(state.subscribe_from(&Selection::default(), state.recent_after).is_some());
+        assert!(
+            state
+                .subscribe_from(&Selection::default(), state.recent_after)
+                .is_some()
+        );
     }
 }

@@ -18,14 +18,29 @@ const NAME_ATTEMPTS: usize = 8;
 
 impl Registry {
     /// Creates a decoded object (see [`decode`]).
-    pub async fn create(&self, target: Target<'_>, mut object: Value, call: &mut Call<'_>) -> Result<Written> {
+    pub async fn create(
+        &self,
+        target: Target<'_>,
+        mut object: Value,
+        call: &mut Call<'_>,
+    ) -> Result<Written> {
         meta::match_namespace(target, &mut object)?;
         if !object::resource_version(&object).is_empty() {
-            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+            return Err(Status::bad_request(
+                "resourceVersion should not be set on objects to be created",
+            ));
         }
         let given = object::name(&object).to_owned();
-        let target = Target { name: if target.name.is_empty() { &given } else { target.name }, ..target };
-        self.admit(Operation::Create, target, call, &mut object, &Value::Null).await?;
+        let target = Target {
+            name: if target.name.is_empty() {
+                &given
+            } else {
+                target.name
+            },
+            ..target
+        };
+        self.admit(Operation::Create, target, call, &mut object, &Value::Null)
+            .await?;
         object = decode::complete(target.served, object);
         meta::match_namespace(target, &mut object)?;
         meta::fill(&mut object, Self::now());
@@ -41,7 +56,10 @@ impl Registry {
                 Err(error) if generated && error.is_already_exists() => {
                     if attempt == NAME_ATTEMPTS {
                         let name = object::name(&object);
-                        return Err(Status::generate_name_conflict(&target.group_resource(), name));
+                        return Err(Status::generate_name_conflict(
+                            &target.group_resource(),
+                            name,
+                        ));
                     }
                 }
                 result => return result,
@@ -49,18 +67,36 @@ impl Registry {
         }
     }
 
-    async fn create_named(&self, target: Target<'_>, mut object: Value, call: &mut Call<'_>) -> Result<Written> {
+    async fn create_named(
+        &self,
+        target: Target<'_>,
+        mut object: Value,
+        call: &mut Call<'_>,
+    ) -> Result<Written> {
         let name = object::name(&object).to_owned();
-        let target = Target { name: &name, ..target };
+        let target = Target {
+            name: &name,
+            ..target
+        };
         self.prepare_create(target, &mut object, call).await?;
-        let reservation = self.reserve(target.served, &mut object, &Value::Null, call.dry_run).await?;
+        let reservation = self
+            .reserve(target.served, &mut object, &Value::Null, call.dry_run)
+            .await?;
         let result = self.insert(target, &object, call.dry_run).await;
         self.settle(reservation, result.is_ok()).await;
-        Ok(Written { object: result?, created: true })
+        Ok(Written {
+            object: result?,
+            created: true,
+        })
     }
 
     /// Strategy, validation and validating admission of a new object.
-    async fn prepare_create(&self, target: Target<'_>, object: &mut Value, call: &mut Call<'_>) -> Result<()> {
+    async fn prepare_create(
+        &self,
+        target: Target<'_>,
+        object: &mut Value,
+        call: &mut Call<'_>,
+    ) -> Result<()> {
         let (strategy, context) = (target.served.strategy, target.context());
         strategy.prepare_for_create(&context, object);
         if strategy.has_generation(&context) {
@@ -71,13 +107,23 @@ impl Registry {
             errors = meta::validate(target, object);
         }
         if !errors.is_empty() {
-            return Err(Status::invalid(&target.served.resource.group_kind(), target.name, errors));
+            return Err(Status::invalid(
+                &target.served.resource.group_kind(),
+                target.name,
+                errors,
+            ));
         }
         call.warnings.extend(strategy.warnings(&context, object));
-        self.validate_admission(Operation::Create, target, call, object, &Value::Null).await
+        self.validate_admission(Operation::Create, target, call, object, &Value::Null)
+            .await
     }
 
-    async fn insert(&self, target: Target<'_>, object: &Value, dry_run: bool) -> Result<Arc<Object>> {
+    async fn insert(
+        &self,
+        target: Target<'_>,
+        object: &Value,
+        dry_run: bool,
+    ) -> Result<Arc<Object>> {
         let (key, stored) = (target.storage_key(), self.encode(target.served, object)?);
         let exists = || Status::already_exists(&target.group_resource(), target.name);
         if dry_run {
@@ -86,7 +132,16 @@ impl Registry {
                 None => finished(target, &stored, 0),
             };
         }
-        match self.store.put(&key, Expect::Absent, stored.clone(), self.ttl(target.served)).await {
+        match self
+            .store
+            .put(
+                &key,
+                Expect::Absent,
+                stored.clone(),
+                self.ttl(target.served),
+            )
+            .await
+        {
             Ok(revision) => finished(target, &stored, revision),
             Err(storage::Error::Conflict { .. }) => Err(exists()),
             Err(error) => Err(store_error(error)),
@@ -96,7 +151,11 @@ impl Registry {
     /// The stored form, in the version that is stored.
     pub(super) fn encode(&self, served: &Served, object: &Value) -> Result<bytes::Bytes> {
         Ok(match served.converts() {
-            true => codec::encode(&decode::convert(object, &served.resource, &served.storage.resource)?),
+            true => codec::encode(&decode::convert(
+                object,
+                &served.resource,
+                &served.storage.resource,
+            )?),
             false => codec::encode(object),
         })
     }
@@ -125,5 +184,7 @@ impl Registry {
 
 /// The object as a write answers it.
 pub(super) fn finished(target: Target<'_>, stored: &[u8], revision: u64) -> Result<Arc<Object>> {
-    Object::written(&target.cache_key(), stored, revision).map(Arc::new).map_err(Status::internal)
+    Object::written(&target.cache_key(), stored, revision)
+        .map(Arc::new)
+        .map_err(Status::internal)
 }

@@ -37,14 +37,21 @@ pub fn parse(body: &[u8], media: Media) -> std::result::Result<Parsed, String> {
     let value = match media {
         Media::Json => {
             let mut deserializer = serde_json::Deserializer::from_slice(body);
-            let seed = Tree { path: &mut String::new(), duplicates: &mut duplicates };
-            let value = seed.deserialize(&mut deserializer).map_err(|error| go_words(&error, body))?;
+            let seed = Tree {
+                path: &mut String::new(),
+                duplicates: &mut duplicates,
+            };
+            let value = seed
+                .deserialize(&mut deserializer)
+                .map_err(|error| go_words(&error, body))?;
             deserializer.end().map_err(|error| go_words(&error, body))?;
             value
         }
         Media::Yaml => {
-            let text = std::str::from_utf8(body).map_err(|_| "yaml: invalid leading UTF-8 octet".to_owned())?;
-            serde_saphyr::from_str(text).map_err(|error| format!("error converting YAML to JSON: yaml: {error}"))?
+            let text = std::str::from_utf8(body)
+                .map_err(|_| "yaml: invalid leading UTF-8 octet".to_owned())?;
+            serde_saphyr::from_str(text)
+                .map_err(|error| format!("error converting YAML to JSON: yaml: {error}"))?
         }
     };
     Ok(Parsed { value, duplicates })
@@ -55,10 +62,18 @@ fn go_words(error: &serde_json::Error, body: &[u8]) -> String {
         return "unexpected end of JSON input".into();
     }
     let line = error.line().saturating_sub(1);
-    let row = body.split(|byte| *byte == b'\n').nth(line).unwrap_or_default();
+    let row = body
+        .split(|byte| *byte == b'\n')
+        .nth(line)
+        .unwrap_or_default();
     match row.get(error.column().saturating_sub(1)) {
         Some(byte) if error.is_syntax() => {
-            format!("invalid character {:?} at line {} column {}: {error}", char::from(*byte), line + 1, error.column())
+            format!(
+                "invalid character {:?} at line {} column {}: {error}",
+                char::from(*byte),
+                line + 1,
+                error.column()
+            )
         }
         _ => error.to_string(),
     }
@@ -73,7 +88,11 @@ pub fn decode(
     warnings: &mut Vec<String>,
 ) -> Result<Value> {
     let parsed = parse(body, media).map_err(|error| {
-        let why = if media == Media::Json { format!("couldn't get version/kind; json parse error: {error}") } else { error };
+        let why = if media == Media::Json {
+            format!("couldn't get version/kind; json parse error: {error}")
+        } else {
+            error
+        };
         unrecognized(resource, &why, body)
     })?;
     if !parsed.value.is_object() {
@@ -100,7 +119,10 @@ pub fn finish(
     validation: FieldValidation,
     warnings: &mut Vec<String>,
 ) -> Result<Value> {
-    let Parsed { mut value, duplicates } = parsed;
+    let Parsed {
+        mut value,
+        duplicates,
+    } = parsed;
     check_kind(resource, &mut value)?;
     drop_nulls(&mut value);
     let unfit = |error: &str| {
@@ -110,11 +132,17 @@ pub fn finish(
         ))
     };
     let unknown: Vec<String> = Vec::new();
-    let mut complaints: Vec<String> = duplicates.iter().map(|path| format!("duplicate field {path:?}")).collect();
+    let mut complaints: Vec<String> = duplicates
+        .iter()
+        .map(|path| format!("duplicate field {path:?}"))
+        .collect();
     complaints.extend(unknown.iter().map(|path| format!("unknown field {path:?}")));
     match validation {
         FieldValidation::Strict if !complaints.is_empty() => {
-            return Err(unfit(&format!("strict decoding error: {}", complaints.join(", "))));
+            return Err(unfit(&format!(
+                "strict decoding error: {}",
+                complaints.join(", ")
+            )));
         }
         FieldValidation::Warn => warnings.extend(complaints),
         _ => {}
@@ -130,7 +158,10 @@ fn check_kind(resource: &Resource, value: &mut Value) -> Result<()> {
             value[field] = default.into();
         }
     }
-    let (found, kind) = (value["apiVersion"].as_str().unwrap_or_default(), value["kind"].as_str().unwrap_or_default());
+    let (found, kind) = (
+        value["apiVersion"].as_str().unwrap_or_default(),
+        value["kind"].as_str().unwrap_or_default(),
+    );
     if kind != resource.kind {
         let version = GroupVersion::parse(found).version;
         return Err(Status::bad_request(format!(
@@ -154,9 +185,17 @@ fn unrecognized(resource: &Resource, why: &str, body: &[u8]) -> Status {
     let summary = match cut.first() {
         None => "<empty>".to_owned(),
         Some(b'{') => format!("{}{more}", String::from_utf8_lossy(cut)),
-        Some(_) => format!("{}{more}", cut.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
+        Some(_) => format!(
+            "{}{more}",
+            cut.iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>()
+        ),
     };
-    Status::bad_request(format!("the object provided is unrecognized (must be of type {}): {why} ({summary})", resource.kind))
+    Status::bad_request(format!(
+        "the object provided is unrecognized (must be of type {}): {why} ({summary})",
+        resource.kind
+    ))
 }
 
 /// A null field is an absent one: Go's structs keep no difference.
@@ -187,7 +226,11 @@ pub fn complete(served: &Served, mut object: Value) -> Value {
 /// The same object in another version of its kind.
 pub fn convert(object: &Value, from: &Resource, to: &Resource) -> Result<Value> {
     if from.kind != to.kind {
-        return Err(Status::internal(format!("{} is not {}", from.group_version_kind(), to.group_version_kind())));
+        return Err(Status::internal(format!(
+            "{} is not {}",
+            from.group_version_kind(),
+            to.group_version_kind()
+        )));
     }
     let mut object = object.clone();
     object["apiVersion"] = to.api_version().into();
@@ -202,7 +245,10 @@ struct Tree<'a> {
 
 impl<'de> DeserializeSeed<'de> for Tree<'_> {
     type Value = Value;
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Value, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(
+        self,
+        deserializer: D,
+    ) -> std::result::Result<Value, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
@@ -240,7 +286,10 @@ impl<'de> Visitor<'de> for Tree<'_> {
         let length = self.path.len();
         loop {
             self.path.push_str(&format!("[{}]", items.len()));
-            let item = seq.next_element_seed(Tree { path: self.path, duplicates: self.duplicates })?;
+            let item = seq.next_element_seed(Tree {
+                path: self.path,
+                duplicates: self.duplicates,
+            })?;
             self.path.truncate(length);
             match item {
                 Some(item) => items.push(item),
@@ -260,7 +309,10 @@ impl<'de> Visitor<'de> for Tree<'_> {
             if object.contains_key(&key) {
                 self.duplicates.push(self.path.clone());
             }
-            let value = map.next_value_seed(Tree { path: self.path, duplicates: self.duplicates });
+            let value = map.next_value_seed(Tree {
+                path: self.path,
+                duplicates: self.duplicates,
+            });
             self.path.truncate(length);
             object.insert(key, value.map_err(A::Error::custom)?);
         }
@@ -277,8 +329,15 @@ mod tests {
         let parsed = parse(br#"{"a":{"b":1,"b":2},"c":[{"d":1,"d":1}]}"#, Media::Json).unwrap();
         assert_eq!(parsed.duplicates, ["a.b", "c[0].d"]);
         assert_eq!(parsed.value["a"]["b"], 2);
-        assert_eq!(parse(b"", Media::Json).unwrap_err(), "unexpected end of JSON input");
-        assert!(parse(b"{x}", Media::Json).unwrap_err().starts_with("invalid character 'x'"));
+        assert_eq!(
+            parse(b"", Media::Json).unwrap_err(),
+            "unexpected end of JSON input"
+        );
+        assert!(
+            parse(b"{x}", Media::Json)
+                .unwrap_err()
+                .starts_with("invalid character 'x'")
+        );
         assert!(parse("[".repeat(10_000).as_bytes(), Media::Json).is_err());
         assert_eq!(parse(b"a: {b: 1}", Media::Yaml).unwrap().value["a"]["b"], 1);
         assert!(parse(b"a: [", Media::Yaml).is_err());

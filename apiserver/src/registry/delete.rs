@@ -51,39 +51,71 @@ impl DeleteOptions {
             options.resource_version = text(&body["preconditions"]["resourceVersion"]);
             orphan = body["orphanDependents"].as_bool();
             policy = text(&body["propagationPolicy"]);
-            dry_run = body["dryRun"].as_array().into_iter().flatten().filter_map(text).collect();
+            dry_run = body["dryRun"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(text)
+                .collect();
         } else {
             options.grace_period = query.integer("gracePeriodSeconds")?;
             orphan = orphan.or(query.optional_flag("orphanDependents"));
             policy = policy.or(query.get("propagationPolicy").map(ToOwned::to_owned));
-            dry_run.extend(query.all("dryRun").filter(|value| !value.is_empty()).map(ToOwned::to_owned));
+            dry_run.extend(
+                query
+                    .all("dryRun")
+                    .filter(|value| !value.is_empty())
+                    .map(ToOwned::to_owned),
+            );
         }
         let path = Path::new("propagationPolicy");
         options.propagation = match policy.as_deref() {
-            None | Some("") => orphan.map(|orphan| if orphan { Propagation::Orphan } else { Propagation::Background }),
+            None | Some("") => orphan.map(|orphan| {
+                if orphan {
+                    Propagation::Orphan
+                } else {
+                    Propagation::Background
+                }
+            }),
             Some(_) if orphan.is_some() => {
                 let why = "orphanDependents and deletionPropagation cannot be both set";
-                errors.0.push(Error::invalid(&path, policy.as_deref().unwrap_or_default(), why));
+                errors.0.push(Error::invalid(
+                    &path,
+                    policy.as_deref().unwrap_or_default(),
+                    why,
+                ));
                 None
             }
             Some("Orphan") => Some(Propagation::Orphan),
             Some("Background") => Some(Propagation::Background),
             Some("Foreground") => Some(Propagation::Foreground),
             Some(other) => {
-                errors.0.push(Error::not_supported(&path, other, &["Foreground", "Background", "Orphan", "nil"]));
+                errors.0.push(Error::not_supported(
+                    &path,
+                    other,
+                    &["Foreground", "Background", "Orphan", "nil"],
+                ));
                 None
             }
         };
         for value in &dry_run {
             if value != "All" {
-                errors.0.push(Error::not_supported(&Path::new("dryRun"), value.as_str(), &["All"]));
+                errors.0.push(Error::not_supported(
+                    &Path::new("dryRun"),
+                    value.as_str(),
+                    &["All"],
+                ));
             }
         }
         options.dry_run = !dry_run.is_empty();
         if errors.is_empty() {
             return Ok(options);
         }
-        Err(Status::invalid(&GroupKind::new("meta.k8s.io", "DeleteOptions"), "", errors))
+        Err(Status::invalid(
+            &GroupKind::new("meta.k8s.io", "DeleteOptions"),
+            "",
+            errors,
+        ))
     }
 }
 
@@ -107,25 +139,42 @@ pub struct Deleted {
 
 impl Registry {
     /// Deletes an object, or marks it for those who have to finish something first.
-    pub async fn delete(&self, target: Target<'_>, call: &mut Call<'_>, options: &DeleteOptions) -> Result<Deleted> {
+    pub async fn delete(
+        &self,
+        target: Target<'_>,
+        call: &mut Call<'_>,
+        options: &DeleteOptions,
+    ) -> Result<Deleted> {
         let key = target.storage_key();
         let mut admitted = false;
         loop {
             let found = self.store.get(&key).await.map_err(store_error)?;
-            let Some(kv) = found else { return Err(target.not_found()) };
+            let Some(kv) = found else {
+                return Err(target.not_found());
+            };
             let corrupt = |error: serde_json::Error| Status::internal(format!("{key}: {error}"));
             let current: Value = serde_json::from_slice(&kv.value).map_err(corrupt)?;
             check_preconditions(target, options, &current, kv.mod_revision)?;
             if !std::mem::replace(&mut admitted, true) {
                 let mut nothing = Value::Null;
-                self.admit(Operation::Delete, target, call, &mut nothing, &current).await?;
-                self.validate_admission(Operation::Delete, target, call, &mut nothing, &current).await?;
+                self.admit(Operation::Delete, target, call, &mut nothing, &current)
+                    .await?;
+                self.validate_admission(Operation::Delete, target, call, &mut nothing, &current)
+                    .await?;
             }
             let expect = Expect::ModRevision(kv.mod_revision);
             let result = match plan(target, options, &current, Self::now()) {
-                Plan::Pending => return Ok(Deleted { object: finished(target, &kv.value, kv.mod_revision)?, gone: false }),
+                Plan::Pending => {
+                    return Ok(Deleted {
+                        object: finished(target, &kv.value, kv.mod_revision)?,
+                        gone: false,
+                    });
+                }
                 Plan::Remove if options.dry_run => {
-                    return Ok(Deleted { object: finished(target, &kv.value, kv.mod_revision)?, gone: true });
+                    return Ok(Deleted {
+                        object: finished(target, &kv.value, kv.mod_revision)?,
+                        gone: true,
+                    });
                 }
                 Plan::Remove => match self.store.delete(&key, expect).await {
                     Ok(deleted) => {
@@ -139,11 +188,21 @@ impl Registry {
                     let stored = crate::codec::encode(&marked);
                     if options.dry_run {
                         let object = finished(target, &stored, kv.mod_revision)?;
-                        return Ok(Deleted { object, gone: false });
+                        return Ok(Deleted {
+                            object,
+                            gone: false,
+                        });
                     }
-                    match self.store.put(&key, expect, stored.clone(), self.ttl(target.served)).await {
+                    match self
+                        .store
+                        .put(&key, expect, stored.clone(), self.ttl(target.served))
+                        .await
+                    {
                         Ok(revision) => {
-                            return Ok(Deleted { object: finished(target, &stored, revision)?, gone: false });
+                            return Ok(Deleted {
+                                object: finished(target, &stored, revision)?,
+                                gone: false,
+                            });
                         }
                         Err(error) => Err(error),
                     }
@@ -170,7 +229,11 @@ impl Registry {
         let reached = cache.fresh().await?;
         let snapshot = cache.list(selection, reached);
         for object in &snapshot.objects {
-            let target = Target { namespace: object.namespace(), name: object.name(), ..target };
+            let target = Target {
+                namespace: object.namespace(),
+                name: object.name(),
+                ..target
+            };
             match self.delete(target, call, options).await {
                 Err(error) if !error.is_not_found() => return Err(error),
                 _ => {}
@@ -180,7 +243,12 @@ impl Registry {
     }
 }
 
-fn check_preconditions(target: Target<'_>, options: &DeleteOptions, current: &Value, revision: u64) -> Result<()> {
+fn check_preconditions(
+    target: Target<'_>,
+    options: &DeleteOptions,
+    current: &Value,
+    revision: u64,
+) -> Result<()> {
     let resource = &target.served.resource;
     let kind = GroupResource::new(resource.group.clone(), resource.kind.clone());
     let found = object::uid(current);
@@ -192,7 +260,11 @@ fn check_preconditions(target: Target<'_>, options: &DeleteOptions, current: &Va
         return Err(Status::conflict(&kind, target.name, why));
     }
     let found = revision.to_string();
-    if let Some(wanted) = options.resource_version.as_deref().filter(|wanted| *wanted != found) {
+    if let Some(wanted) = options
+        .resource_version
+        .as_deref()
+        .filter(|wanted| *wanted != found)
+    {
         let why = format!(
             "the ResourceVersion in the precondition ({wanted}) does not match the ResourceVersion in record ({found}). \
              The object might have been modified"
@@ -205,7 +277,9 @@ fn check_preconditions(target: Target<'_>, options: &DeleteOptions, current: &Va
 fn plan(target: Target<'_>, options: &DeleteOptions, current: &Value, now: Timestamp) -> Plan {
     let strategy = target.served.strategy;
     let mut marked = current.clone();
-    let requested = options.grace_period.map(|seconds| if seconds < 0 { 1 } else { seconds });
+    let requested = options
+        .grace_period
+        .map(|seconds| if seconds < 0 { 1 } else { seconds });
     let period = match object::deletion_timestamp(current).and_then(time::parse) {
         Some(deadline) => match shorten(current, deadline, requested, now) {
             Grace::Over => None,
@@ -213,7 +287,11 @@ fn plan(target: Target<'_>, options: &DeleteOptions, current: &Value, now: Times
             Grace::Until(deadline, seconds) => Some((deadline, seconds)),
         },
         None => strategy.grace_period(current, requested).map(|seconds| {
-            (now.checked_add(SignedDuration::from_secs(seconds)).unwrap_or(now), seconds)
+            (
+                now.checked_add(SignedDuration::from_secs(seconds))
+                    .unwrap_or(now),
+                seconds,
+            )
         }),
     };
     collect_garbage(&mut marked, options, strategy.orphans_by_default());
@@ -221,7 +299,12 @@ fn plan(target: Target<'_>, options: &DeleteOptions, current: &Value, now: Times
     let (deadline, seconds) = match period {
         Some((deadline, seconds)) if seconds > 0 || held => (deadline, seconds),
         _ if !held => return Plan::Remove,
-        _ => (object::deletion_timestamp(current).and_then(time::parse).map_or(now, |old| old.min(now)), 0),
+        _ => (
+            object::deletion_timestamp(current)
+                .and_then(time::parse)
+                .map_or(now, |old| old.min(now)),
+            0,
+        ),
     };
     if object::deletion_timestamp(current).is_none() && object::generation(current) > 0 {
         object::set_metadata(&mut marked, "generation", object::generation(current) + 1);
@@ -229,7 +312,11 @@ fn plan(target: Target<'_>, options: &DeleteOptions, current: &Value, now: Times
     object::set_metadata(&mut marked, "deletionTimestamp", time::format(deadline));
     object::set_metadata(&mut marked, "deletionGracePeriodSeconds", seconds);
     strategy.mark_deleting(&mut marked);
-    if marked == *current { Plan::Pending } else { Plan::Mark(marked) }
+    if marked == *current {
+        Plan::Pending
+    } else {
+        Plan::Mark(marked)
+    }
 }
 
 enum Grace {
@@ -245,7 +332,9 @@ fn shorten(current: &Value, deadline: Timestamp, requested: Option<i64>, now: Ti
     match requested {
         _ if granted == 0 => Grace::Over,
         Some(seconds) if seconds < granted => {
-            let earlier = deadline.checked_sub(SignedDuration::from_secs(granted - seconds)).unwrap_or(now);
+            let earlier = deadline
+                .checked_sub(SignedDuration::from_secs(granted - seconds))
+                .unwrap_or(now);
             match earlier < now {
                 // Time is up, but a graceful delete still leaves the end to whoever runs the object.
                 true => Grace::Until(now, seconds.min(1)),
@@ -261,15 +350,30 @@ fn collect_garbage(object: &mut Value, options: &DeleteOptions, orphans_by_defau
     let before: Vec<String> = object::finalizers(object).map(ToOwned::to_owned).collect();
     let has = |name: &str| before.iter().any(|finalizer| finalizer == name);
     let (orphan, foreground) = match options.propagation {
-        Some(policy) => (policy == Propagation::Orphan, policy == Propagation::Foreground),
+        Some(policy) => (
+            policy == Propagation::Orphan,
+            policy == Propagation::Foreground,
+        ),
         None if has(ORPHAN) || has(FOREGROUND) => (has(ORPHAN), has(FOREGROUND) && !has(ORPHAN)),
         None => (orphans_by_default, false),
     };
-    let mut after: Vec<&str> = before.iter().map(String::as_str).filter(|f| *f != ORPHAN && *f != FOREGROUND).collect();
+    let mut after: Vec<&str> = before
+        .iter()
+        .map(String::as_str)
+        .filter(|f| *f != ORPHAN && *f != FOREGROUND)
+        .collect();
     after.extend(orphan.then_some(ORPHAN));
     after.extend(foreground.then_some(FOREGROUND));
-    if after.len() != before.len() || !before.iter().all(|finalizer| after.contains(&finalizer.as_str())) {
-        let value = if after.is_empty() { Value::Null } else { json!(after) };
+    if after.len() != before.len()
+        || !before
+            .iter()
+            .all(|finalizer| after.contains(&finalizer.as_str()))
+    {
+        let value = if after.is_empty() {
+            Value::Null
+        } else {
+            json!(after)
+        };
         object::set_metadata(object, "finalizers", value);
     }
 }
@@ -282,12 +386,28 @@ mod tests {
     fn options_from_body_and_query() {
         let query = Query::parse("gracePeriodSeconds=3&propagationPolicy=Foreground&dryRun=All");
         let options = DeleteOptions::read(None, &query).unwrap();
-        assert_eq!((options.grace_period, options.propagation, options.dry_run), (Some(3), Some(Propagation::Foreground), true));
+        assert_eq!(
+            (options.grace_period, options.propagation, options.dry_run),
+            (Some(3), Some(Propagation::Foreground), true)
+        );
         let body = json!({"gracePeriodSeconds": 0, "preconditions": {"uid": "u"}, "orphanDependents": true});
         let options = DeleteOptions::read(Some(&body), &query).unwrap();
-        assert_eq!((options.grace_period, options.propagation), (Some(0), Some(Propagation::Orphan)));
-        for bad in ["propagationPolicy=Up", "dryRun=Some", "orphanDependents=1&propagationPolicy=Orphan"] {
-            assert_eq!(DeleteOptions::read(None, &Query::parse(bad)).unwrap_err().code, 422, "{bad}");
+        assert_eq!(
+            (options.grace_period, options.propagation),
+            (Some(0), Some(Propagation::Orphan))
+        );
+        for bad in [
+            "propagationPolicy=Up",
+            "dryRun=Some",
+            "orphanDependents=1&propagationPolicy=Orphan",
+        ] {
+            assert_eq!(
+                DeleteOptions::read(None, &Query::parse(bad))
+                    .unwrap_err()
+                    .code,
+                422,
+                "{bad}"
+            );
         }
     }
 
@@ -296,16 +416,38 @@ mod tests {
         let with = |finalizers: Value| json!({"metadata": {"finalizers": finalizers}});
         let table = [
             (json!(["x"]), None, json!(["x"])),
-            (json!(["x"]), Some(Propagation::Orphan), json!(["x", "orphan"])),
-            (json!(["orphan"]), Some(Propagation::Foreground), json!(["foregroundDeletion"])),
-            (json!(["foregroundDeletion", "x"]), None, json!(["foregroundDeletion", "x"])),
-            (json!(["foregroundDeletion"]), Some(Propagation::Background), Value::Null),
+            (
+                json!(["x"]),
+                Some(Propagation::Orphan),
+                json!(["x", "orphan"]),
+            ),
+            (
+                json!(["orphan"]),
+                Some(Propagation::Foreground),
+                json!(["foregroundDeletion"]),
+            ),
+            (
+                json!(["foregroundDeletion", "x"]),
+                None,
+                json!(["foregroundDeletion", "x"]),
+            ),
+            (
+                json!(["foregroundDeletion"]),
+                Some(Propagation::Background),
+                Value::Null,
+            ),
         ];
         for (before, propagation, after) in table {
             let mut object = with(before.clone());
-            let options = DeleteOptions { propagation, ..DeleteOptions::default() };
+            let options = DeleteOptions {
+                propagation,
+                ..DeleteOptions::default()
+            };
             collect_garbage(&mut object, &options, false);
-            assert_eq!(object["metadata"]["finalizers"], after, "{before} {propagation:?}");
+            assert_eq!(
+                object["metadata"]["finalizers"], after,
+                "{before} {propagation:?}"
+            );
         }
     }
 
@@ -314,11 +456,26 @@ mod tests {
         let now: Timestamp = "2026-01-01T00:00:10Z".parse().unwrap();
         let deadline: Timestamp = "2026-01-01T00:00:30Z".parse().unwrap();
         let pod = json!({"metadata": {"deletionGracePeriodSeconds": 30}});
-        assert!(matches!(shorten(&pod, deadline, None, now), Grace::Unchanged));
-        assert!(matches!(shorten(&pod, deadline, Some(60), now), Grace::Unchanged));
-        assert!(matches!(shorten(&pod, deadline, Some(20), now), Grace::Until(_, 20)));
+        assert!(matches!(
+            shorten(&pod, deadline, None, now),
+            Grace::Unchanged
+        ));
+        assert!(matches!(
+            shorten(&pod, deadline, Some(60), now),
+            Grace::Unchanged
+        ));
+        assert!(matches!(
+            shorten(&pod, deadline, Some(20), now),
+            Grace::Until(_, 20)
+        ));
         assert!(matches!(shorten(&pod, deadline, Some(5), now), Grace::Until(at, 1) if at == now));
-        assert!(matches!(shorten(&pod, deadline, Some(0), now), Grace::Until(_, 0)));
-        assert!(matches!(shorten(&json!({"metadata": {}}), deadline, None, now), Grace::Over));
+        assert!(matches!(
+            shorten(&pod, deadline, Some(0), now),
+            Grace::Until(_, 0)
+        ));
+        assert!(matches!(
+            shorten(&json!({"metadata": {}}), deadline, None, now),
+            Grace::Over
+        ));
     }
 }

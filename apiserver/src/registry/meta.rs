@@ -20,7 +20,10 @@ const MAX_GENERATED: usize = 63;
 pub fn generate(prefix: &str) -> String {
     let mut base = prefix;
     while base.len() > MAX_GENERATED - SUFFIX {
-        base = base.char_indices().next_back().map_or("", |(at, _)| &base[..at]);
+        base = base
+            .char_indices()
+            .next_back()
+            .map_or("", |(at, _)| &base[..at]);
     }
     let mut rng = rand::rng();
     let suffix = (0..SUFFIX).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())]));
@@ -29,7 +32,11 @@ pub fn generate(prefix: &str) -> String {
 
 /// Makes the object's namespace that of the request, or refuses another one.
 pub fn match_namespace(target: Target<'_>, object: &mut Value) -> Result<()> {
-    let expected = if target.served.resource.namespaced { target.namespace } else { "" };
+    let expected = if target.served.resource.namespaced {
+        target.namespace
+    } else {
+        ""
+    };
     let found = object::namespace(object);
     if found == expected {
         return Ok(());
@@ -60,7 +67,13 @@ pub fn match_name(target: Target<'_>, object: &mut Value) -> Result<()> {
 
 /// What only the server writes, on a new object.
 pub fn fill(object: &mut Value, now: Timestamp) {
-    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation", "managedFields"] {
+    for field in [
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "selfLink",
+        "generation",
+        "managedFields",
+    ] {
         object::set_metadata(object, field, Value::Null);
     }
     object::set_metadata(object, "uid", uuid::Uuid::new_v4().to_string());
@@ -80,8 +93,16 @@ pub fn keep(object: &mut Value, old: &Value) {
         object::set_metadata(object, field, Value::Null);
     }
     // A deletion under way goes on as it was; one cannot be begun by an update.
-    object::set_metadata(object, "deletionTimestamp", kept["deletionTimestamp"].clone());
-    object::set_metadata(object, "deletionGracePeriodSeconds", kept["deletionGracePeriodSeconds"].clone());
+    object::set_metadata(
+        object,
+        "deletionTimestamp",
+        kept["deletionTimestamp"].clone(),
+    );
+    object::set_metadata(
+        object,
+        "deletionGracePeriodSeconds",
+        kept["deletionGracePeriodSeconds"].clone(),
+    );
     if object["metadata"]["generateName"].is_null() {
         object::set_metadata(object, "generateName", kept["generateName"].clone());
     }
@@ -101,10 +122,19 @@ pub fn check_name(rule: NameRule, name: &str) -> Vec<String> {
 /// Whether the difference between two objects counts as a new generation: anything but metadata and status.
 #[must_use]
 pub fn spec_changed(object: &Value, old: &Value) -> bool {
-    let (Some(object), Some(old)) = (object.as_object(), old.as_object()) else { return false };
-    let counts = |key: &&String| !matches!(key.as_str(), "metadata" | "status" | "apiVersion" | "kind");
-    object.keys().filter(counts).any(|key| object.get(key) != old.get(key))
-        || old.keys().filter(counts).any(|key| !object.contains_key(key))
+    let (Some(object), Some(old)) = (object.as_object(), old.as_object()) else {
+        return false;
+    };
+    let counts =
+        |key: &&String| !matches!(key.as_str(), "metadata" | "status" | "apiVersion" | "kind");
+    object
+        .keys()
+        .filter(counts)
+        .any(|key| object.get(key) != old.get(key))
+        || old
+            .keys()
+            .filter(counts)
+            .any(|key| !object.contains_key(key))
 }
 
 /// Errors in the metadata of a new object.
@@ -113,7 +143,10 @@ pub fn validate(target: Target<'_>, object: &Value) -> ErrorList {
     let path = Path::new("metadata");
     let mut errors = ErrorList::new();
     match object::name(object) {
-        "" => errors.0.push(Error::required(&path.child("name"), "name or generateName is required")),
+        "" => errors.0.push(Error::required(
+            &path.child("name"),
+            "name or generateName is required",
+        )),
         name => {
             let rule = target.served.strategy.name_rule();
             errors.invalid_each(&path.child("name"), name, check_name(rule, name));
@@ -129,7 +162,9 @@ pub fn validate_update(target: Target<'_>, object: &Value, old: &Value) -> Error
     let (new, kept) = (object::uid(object), object::uid(old));
     if new != kept {
         let path = Path::new("metadata").child("uid");
-        errors.0.push(Error::invalid(&path, new, "field is immutable"));
+        errors
+            .0
+            .push(Error::invalid(&path, new, "field is immutable"));
     }
     errors
 }
@@ -140,7 +175,8 @@ pub fn version_required(target: Target<'_>) -> Status {
     let resource = &target.served.resource;
     let path = Path::new("metadata").child("resourceVersion");
     let error = Error::invalid(&path, 0, "must be specified for an update");
-    let kind = apimachinery::resource::GroupKind::new(resource.group.clone(), resource.plural.clone());
+    let kind =
+        apimachinery::resource::GroupKind::new(resource.group.clone(), resource.plural.clone());
     Status::invalid(&kind, target.name, ErrorList(vec![error]))
 }
 

@@ -50,7 +50,12 @@ pub struct Call<'a> {
 impl<'a> Call<'a> {
     #[must_use]
     pub fn by(user: &'a UserInfo) -> Self {
-        Self { user, options: &Value::Null, dry_run: false, warnings: Vec::new() }
+        Self {
+            user,
+            options: &Value::Null,
+            dry_run: false,
+            warnings: Vec::new(),
+        }
     }
 }
 
@@ -66,12 +71,20 @@ pub struct Target<'a> {
 impl<'a> Target<'a> {
     #[must_use]
     pub fn new(served: &'a Arc<Served>, namespace: &'a str, name: &'a str) -> Self {
-        Self { served, subresource: "", namespace, name }
+        Self {
+            served,
+            subresource: "",
+            namespace,
+            name,
+        }
     }
 
     #[must_use]
     pub fn subresource(self, subresource: &'a str) -> Self {
-        Self { subresource, ..self }
+        Self {
+            subresource,
+            ..self
+        }
     }
 
     /// The key below the resource, as the watch cache has it.
@@ -122,7 +135,11 @@ pub trait Reserver: Send + Sync {
     ) -> futures::future::BoxFuture<'a, Result<Box<dyn Reservation>>>;
 
     /// After the object is gone.
-    fn released<'a>(&'a self, registry: &'a Registry, object: &'a Value) -> futures::future::BoxFuture<'a, ()>;
+    fn released<'a>(
+        &'a self,
+        registry: &'a Registry,
+        object: &'a Value,
+    ) -> futures::future::BoxFuture<'a, ()>;
 }
 
 /// What a [`Reserver`] took. Exactly one of the two is called.
@@ -169,7 +186,11 @@ impl Registry {
 
     /// A resource in its stored version.
     pub fn resource(&self, group: &str, plural: &str) -> Result<Arc<Served>> {
-        self.table.load().stored(group, plural).cloned().ok_or_else(Status::unknown_path)
+        self.table
+            .load()
+            .stored(group, plural)
+            .cloned()
+            .ok_or_else(Status::unknown_path)
     }
 
     pub fn cache<'a>(&self, served: &'a Served) -> &'a Arc<WatchCache> {
@@ -182,30 +203,51 @@ impl Registry {
     }
 
     /// One object in its stored version, as it is now.
-    pub async fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Result<Arc<Object>> {
+    pub async fn get(
+        &self,
+        group: &str,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<Object>> {
         let served = self.resource(group, plural)?;
         let target = Target::new(&served, namespace, name);
         let cache = self.cache(&served);
         cache.fresh().await?;
-        cache.get(&target.cache_key()).ok_or_else(|| target.not_found())
+        cache
+            .get(&target.cache_key())
+            .ok_or_else(|| target.not_found())
     }
 
     /// All selected objects in their stored version, as they are now.
-    pub async fn list(&self, group: &str, plural: &str, selection: &Selection) -> Result<Vec<Arc<Object>>> {
+    pub async fn list(
+        &self,
+        group: &str,
+        plural: &str,
+        selection: &Selection,
+    ) -> Result<Vec<Arc<Object>>> {
         let cache = self.cache_of(group, plural)?;
         let reached = cache.fresh().await?;
         Ok(cache.list(selection, reached).objects)
     }
 
     /// Creates an object as the API server itself.
-    pub async fn create_as_server(&self, group: &str, plural: &str, object: Value) -> Result<Arc<Object>> {
+    pub async fn create_as_server(
+        &self,
+        group: &str,
+        plural: &str,
+        object: Value,
+    ) -> Result<Arc<Object>> {
         let served = self.resource(group, plural)?;
         let user = UserInfo::apiserver();
         let namespace = apimachinery::object::namespace(&object).to_owned();
         let name = apimachinery::object::name(&object).to_owned();
         let target = Target::new(&served, &namespace, &name);
         let object = decode::complete(&served, object);
-        Ok(self.create(target, object, &mut Call::by(&user)).await?.object)
+        Ok(self
+            .create(target, object, &mut Call::by(&user))
+            .await?
+            .object)
     }
 
     /// Changes an object as the API server itself; `change` may run more than once. An error of it is returned.
@@ -225,15 +267,31 @@ impl Registry {
             change(&mut object)?;
             Ok(object)
         };
-        Ok(self.update(target, &mut Call::by(&user), edit).await?.object)
+        Ok(self
+            .update(target, &mut Call::by(&user), edit)
+            .await?
+            .object)
     }
 
     /// Deletes an object as the API server itself. Absent is done.
-    pub async fn delete_as_server(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Result<()> {
+    pub async fn delete_as_server(
+        &self,
+        group: &str,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<()> {
         let served = self.resource(group, plural)?;
         let user = UserInfo::apiserver();
         let target = Target::new(&served, namespace, name);
-        match self.delete(target, &mut Call::by(&user), &delete::DeleteOptions::default()).await {
+        match self
+            .delete(
+                target,
+                &mut Call::by(&user),
+                &delete::DeleteOptions::default(),
+            )
+            .await
+        {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
         }
@@ -256,7 +314,9 @@ impl Registry {
         object: &mut Value,
         old: &Value,
     ) -> Result<()> {
-        let Some(chain) = self.admission.get() else { return Ok(()) };
+        let Some(chain) = self.admission.get() else {
+            return Ok(());
+        };
         let mut attributes = attributes(operation, target, call, object, old);
         chain.admit(&mut attributes, self).await
     }
@@ -269,19 +329,32 @@ impl Registry {
         object: &mut Value,
         old: &Value,
     ) -> Result<()> {
-        let Some(chain) = self.admission.get() else { return Ok(()) };
+        let Some(chain) = self.admission.get() else {
+            return Ok(());
+        };
         let attributes = attributes(operation, target, call, object, old);
         chain.validate(&attributes, self).await
     }
 
     /// Both phases for a connection to a subresource (exec, proxy, ...): `object` holds its options.
-    pub async fn admit_connect(&self, target: Target<'_>, call: &mut Call<'_>, object: &mut Value) -> Result<()> {
-        self.admit(Operation::Connect, target, call, object, &Value::Null).await?;
-        self.validate_admission(Operation::Connect, target, call, object, &Value::Null).await
+    pub async fn admit_connect(
+        &self,
+        target: Target<'_>,
+        call: &mut Call<'_>,
+        object: &mut Value,
+    ) -> Result<()> {
+        self.admit(Operation::Connect, target, call, object, &Value::Null)
+            .await?;
+        self.validate_admission(Operation::Connect, target, call, object, &Value::Null)
+            .await
     }
 
     fn reserver(&self, served: &Served) -> Option<&dyn Reserver> {
-        self.reservers.get()?.iter().find(|reserver| reserver.handles(served)).map(|reserver| &**reserver)
+        self.reservers
+            .get()?
+            .iter()
+            .find(|reserver| reserver.handles(served))
+            .map(|reserver| &**reserver)
     }
 }
 

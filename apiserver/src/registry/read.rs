@@ -33,7 +33,11 @@ pub struct ListOptions {
 impl ListOptions {
     pub fn parse(query: &Query, watch: bool) -> Result<Self> {
         let text = |name| query.get(name).unwrap_or_default();
-        let (version, token, matching) = (text("resourceVersion"), text("continue"), text("resourceVersionMatch"));
+        let (version, token, matching) = (
+            text("resourceVersion"),
+            text("continue"),
+            text("resourceVersionMatch"),
+        );
         let initial = query.optional_flag("sendInitialEvents");
         let errors = if watch {
             check_watch(matching, token, initial.is_some())
@@ -41,16 +45,25 @@ impl ListOptions {
             check_list(version, matching, token, initial.is_some())
         };
         if !errors.0.is_empty() {
-            return Err(Status::invalid(&GroupKind::new("meta.k8s.io", "ListOptions"), "", errors));
+            return Err(Status::invalid(
+                &GroupKind::new("meta.k8s.io", "ListOptions"),
+                "",
+                errors,
+            ));
         }
         Ok(Self {
             resource_version: parse_version(version)?,
             exact: matching == "Exact",
-            limit: query.integer("limit")?.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(0),
+            limit: query
+                .integer("limit")?
+                .and_then(|limit| usize::try_from(limit).ok())
+                .unwrap_or(0),
             continue_token: token.to_owned(),
             send_initial_events: initial,
             allow_bookmarks: query.flag("allowWatchBookmarks"),
-            timeout_seconds: query.integer("timeoutSeconds")?.and_then(|seconds| u64::try_from(seconds).ok()),
+            timeout_seconds: query
+                .integer("timeoutSeconds")?
+                .and_then(|seconds| u64::try_from(seconds).ok()),
         })
     }
 }
@@ -76,10 +89,17 @@ fn check_list(version: &str, matching: &str, token: &str, initial: bool) -> Erro
             errors.0.push(Error::forbidden(&path, why));
         }
         if !token.is_empty() {
-            errors.0.push(Error::forbidden(&path, "resourceVersionMatch is forbidden when continue is provided"));
+            errors.0.push(Error::forbidden(
+                &path,
+                "resourceVersionMatch is forbidden when continue is provided",
+            ));
         }
         if !matches!(matching, "Exact" | "NotOlderThan") {
-            errors.0.push(Error::not_supported(&path, matching, &["Exact", "NotOlderThan", ""]));
+            errors.0.push(Error::not_supported(
+                &path,
+                matching,
+                &["Exact", "NotOlderThan", ""],
+            ));
         }
         if matching == "Exact" && version == "0" {
             let why = "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"";
@@ -88,7 +108,10 @@ fn check_list(version: &str, matching: &str, token: &str, initial: bool) -> Erro
     }
     if initial {
         let path = Path::new("sendInitialEvents");
-        errors.0.push(Error::forbidden(&path, "sendInitialEvents is forbidden for list"));
+        errors.0.push(Error::forbidden(
+            &path,
+            "sendInitialEvents is forbidden for list",
+        ));
     }
     errors
 }
@@ -102,14 +125,20 @@ fn check_watch(matching: &str, token: &str, initial: bool) -> ErrorList {
     }
     if !matching.is_empty() {
         if !initial {
-            let why = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+            let why =
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
             errors.0.push(Error::forbidden(&path, why));
         }
         if matching != "NotOlderThan" {
-            errors.0.push(Error::not_supported(&path, matching, &["NotOlderThan"]));
+            errors
+                .0
+                .push(Error::not_supported(&path, matching, &["NotOlderThan"]));
         }
         if !token.is_empty() {
-            errors.0.push(Error::forbidden(&path, "resourceVersionMatch is forbidden when continue is provided"));
+            errors.0.push(Error::forbidden(
+                &path,
+                "resourceVersionMatch is forbidden when continue is provided",
+            ));
         }
     }
     errors
@@ -138,22 +167,34 @@ const INCONSISTENT: i64 = -1;
 
 impl Token {
     fn encode(rv: i64, start: String) -> String {
-        let token = Self { v: "meta.k8s.io/v1".into(), rv, start };
+        let token = Self {
+            v: "meta.k8s.io/v1".into(),
+            rv,
+            start,
+        };
         URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap_or_default())
     }
 
     fn decode(text: &str) -> Result<Self> {
-        let invalid = |why: String| Status::bad_request(format!("continue key is not valid: {why}"));
-        let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|e| invalid(e.to_string()))?;
+        let invalid =
+            |why: String| Status::bad_request(format!("continue key is not valid: {why}"));
+        let bytes = URL_SAFE_NO_PAD
+            .decode(text.trim_end_matches('='))
+            .map_err(|e| invalid(e.to_string()))?;
         let token: Self = serde_json::from_slice(&bytes).map_err(|e| invalid(e.to_string()))?;
         if token.v != "meta.k8s.io/v1" {
-            return Err(invalid(format!("server does not recognize this encoded version {:?}", token.v)));
+            return Err(invalid(format!(
+                "server does not recognize this encoded version {:?}",
+                token.v
+            )));
         }
         if token.start.is_empty() || token.start.split('/').any(|part| part == "..") {
             return Err(invalid(format!("{}", token.start)));
         }
         if token.rv == 0 || token.rv < INCONSISTENT {
-            return Err(invalid("incorrect encoded start resourceVersion (version meta.k8s.io/v1)".into()));
+            return Err(invalid(
+                "incorrect encoded start resourceVersion (version meta.k8s.io/v1)".into(),
+            ));
         }
         Ok(token)
     }
@@ -161,38 +202,63 @@ impl Token {
 
 impl Registry {
     /// One object. With a resource version, no older than that.
-    pub async fn read(&self, target: Target<'_>, resource_version: Option<u64>) -> Result<Arc<Object>> {
+    pub async fn read(
+        &self,
+        target: Target<'_>,
+        resource_version: Option<u64>,
+    ) -> Result<Arc<Object>> {
         let cache = self.cache(target.served);
         match resource_version {
             None => cache.fresh().await?,
             Some(revision) => cache.at_least(revision).await?,
         };
-        cache.get(&target.cache_key()).ok_or_else(|| target.not_found())
+        cache
+            .get(&target.cache_key())
+            .ok_or_else(|| target.not_found())
     }
 
     /// One page of the selected objects.
-    pub async fn page(&self, served: &Served, selection: &Selection, options: &ListOptions) -> Result<List> {
+    pub async fn page(
+        &self,
+        served: &Served,
+        selection: &Selection,
+        options: &ListOptions,
+    ) -> Result<List> {
         let cache = self.cache(served);
         if !options.continue_token.is_empty() {
             return self.next_page(served, selection, options).await;
         }
-        let legacy_exact = options.limit > 0 && options.resource_version.is_some_and(|version| version > 0);
+        let legacy_exact =
+            options.limit > 0 && options.resource_version.is_some_and(|version| version > 0);
         let not_older = options.resource_version.is_some() && !options.exact && !legacy_exact;
         if !not_older && let Some(revision) = options.resource_version {
-            return self.history(served, selection, revision, "", options.limit).await;
+            return self
+                .history(served, selection, revision, "", options.limit)
+                .await;
         }
         let reached = match options.resource_version {
             None => cache.fresh().await?,
             Some(revision) => cache.at_least(revision).await?,
         };
         // A list that takes what is there is served whole, as Kubernetes does from its cache.
-        let limit = if options.resource_version == Some(0) { 0 } else { options.limit };
+        let limit = if options.resource_version == Some(0) {
+            0
+        } else {
+            options.limit
+        };
         Ok(cut(cache.list(selection, reached), selection, "", limit))
     }
 
-    async fn next_page(&self, served: &Served, selection: &Selection, options: &ListOptions) -> Result<List> {
+    async fn next_page(
+        &self,
+        served: &Served,
+        selection: &Selection,
+        options: &ListOptions,
+    ) -> Result<List> {
         if options.resource_version.is_some_and(|version| version > 0) {
-            return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
+            return Err(Status::bad_request(
+                "specifying resource version is not allowed when using continue",
+            ));
         }
         let token = Token::decode(&options.continue_token)?;
         let start = match selection.namespace.as_str() {
@@ -202,7 +268,12 @@ impl Registry {
         let cache = self.cache(served);
         let Ok(revision) = u64::try_from(token.rv) else {
             let reached = cache.fresh().await?;
-            return Ok(cut(cache.list(selection, reached), selection, &start, options.limit));
+            return Ok(cut(
+                cache.list(selection, reached),
+                selection,
+                &start,
+                options.limit,
+            ));
         };
         let reached = cache.at_least(revision).await?;
         if cache.last_change() <= revision {
@@ -212,7 +283,8 @@ impl Registry {
                 return Ok(cut(snapshot, selection, &start, options.limit));
             }
         }
-        self.history(served, selection, revision, &start, options.limit).await
+        self.history(served, selection, revision, &start, options.limit)
+            .await
     }
 
     /// The state at a revision, from the store.
@@ -242,10 +314,16 @@ impl Registry {
         let result = self.store.range(range).await.map_err(store_error)?;
         let objects = result.kvs.iter().filter_map(|kv| {
             let key = kv.key.strip_prefix(&*kept.prefix)?;
-            Object::new(key, &kv.value, kv.mod_revision, kept.fields).ok().map(Arc::new)
+            Object::new(key, &kv.value, kv.mod_revision, kept.fields)
+                .ok()
+                .map(Arc::new)
         });
         let objects = objects.filter(|object| selection.matches(object)).collect();
-        let snapshot = Snapshot { revision, objects, last_change: revision };
+        let snapshot = Snapshot {
+            revision,
+            objects,
+            last_change: revision,
+        };
         let mut page = cut(snapshot, selection, start, limit);
         if page.remaining.is_some() {
             page.remaining = Some(result.count.saturating_sub(page.objects.len() as u64));
@@ -256,13 +334,26 @@ impl Registry {
 
 /// The part of a list from `start` on, at most `limit` long, with the token for the rest.
 fn cut(snapshot: Snapshot, selection: &Selection, start: &str, limit: usize) -> List {
-    let Snapshot { revision, mut objects, .. } = snapshot;
+    let Snapshot {
+        revision,
+        mut objects,
+        ..
+    } = snapshot;
     if !start.is_empty() {
         let skip = objects.partition_point(|object| object.key() < start);
         objects.drain(..skip);
     }
-    let rest = if limit == 0 { 0 } else { objects.len().saturating_sub(limit) };
-    let mut list = List { revision, objects, continue_token: None, remaining: None };
+    let rest = if limit == 0 {
+        0
+    } else {
+        objects.len().saturating_sub(limit)
+    };
+    let mut list = List {
+        revision,
+        objects,
+        continue_token: None,
+        remaining: None,
+    };
     if rest > 0 {
         list.objects.truncate(limit);
         list.remaining = (!selection.filters()).then_some(rest as u64);
@@ -287,8 +378,7 @@ fn relative<'a>(key: &'a str, selection: &Selection) -> &'a str {
 #[must_use]
 pub fn resume(token: &str) -> Option<(&'static str, String)> {
     let token = Token::decode(token).ok()?;
-    let message =
-        "The provided continue parameter is too old to display a consistent list result. You can start a new list \
+    let message = "The provided continue parameter is too old to display a consistent list result. You can start a new list \
          without the continue parameter, or use the continue token in this response to retrieve the remainder of the \
          results. Continuing with the provided token results in an inconsistent list - objects that were created, \
          modified, or deleted between the time the first chunk was returned and now may show up in the list.";
@@ -315,7 +405,9 @@ mod tests {
             ("limit=ten", false, 400),
         ];
         for (query, watch, code) in table {
-            let got = ListOptions::parse(&Query::parse(query), watch).err().map_or(0, |error| error.code);
+            let got = ListOptions::parse(&Query::parse(query), watch)
+                .err()
+                .map_or(0, |error| error.code);
             assert_eq!(got, code, "{query}");
         }
     }
@@ -324,8 +416,18 @@ mod tests {
     fn tokens() {
         let token = Token::decode(&Token::encode(7, "ns/a\0".into())).unwrap();
         assert_eq!((token.rv, &*token.start), (7, "ns/a\0"));
-        for bad in ["", "!!", "e30", &Token::encode(0, "a".into()), &Token::encode(5, "../x".into())] {
-            assert_eq!(Token::decode(bad).err().map(|error| error.code), Some(400), "{bad}");
+        for bad in [
+            "",
+            "!!",
+            "e30",
+            &Token::encode(0, "a".into()),
+            &Token::encode(5, "../x".into()),
+        ] {
+            assert_eq!(
+                Token::decode(bad).err().map(|error| error.code),
+                Some(400),
+                "{bad}"
+            );
         }
     }
 }

@@ -30,7 +30,8 @@ pub struct Kept {
 impl Kept {
     /// The watch cache, started by its first user.
     pub fn cache(&self, store: &Arc<dyn Store>) -> &Arc<WatchCache> {
-        self.cache.get_or_init(|| WatchCache::start(store.clone(), &self.prefix, self.fields))
+        self.cache
+            .get_or_init(|| WatchCache::start(store.clone(), &self.prefix, self.fields))
     }
 
     #[must_use]
@@ -63,15 +64,20 @@ impl Table {
         let resources: Vec<_> = resources.into_iter().collect();
         let mut kept: HashMap<String, Arc<Kept>> = HashMap::new();
         // Storage versions first, so that each prefix knows what it holds.
-        for resource in resources.iter().filter(|r| r.storage_version).chain(&resources) {
-            kept.entry(resource.storage_prefix.to_string()).or_insert_with(|| {
-                Arc::new(Kept {
-                    prefix: resource.storage_range(""),
-                    resource: resource.clone(),
-                    fields: fields::of(&resource.group, &resource.plural),
-                    cache: OnceLock::new(),
-                })
-            });
+        for resource in resources
+            .iter()
+            .filter(|r| r.storage_version)
+            .chain(&resources)
+        {
+            kept.entry(resource.storage_prefix.to_string())
+                .or_insert_with(|| {
+                    Arc::new(Kept {
+                        prefix: resource.storage_range(""),
+                        resource: resource.clone(),
+                        fields: fields::of(&resource.group, &resource.plural),
+                        cache: OnceLock::new(),
+                    })
+                });
         }
         let mut table = Self::default();
         for resource in resources {
@@ -79,7 +85,12 @@ impl Table {
                 kept[&*resource.storage_prefix].clone()
             } else {
                 // Nothing is kept, but everything has a place.
-                Arc::new(Kept { prefix: String::new(), resource: resource.clone(), fields: &[], cache: OnceLock::new() })
+                Arc::new(Kept {
+                    prefix: String::new(),
+                    resource: resource.clone(),
+                    fields: &[],
+                    cache: OnceLock::new(),
+                })
             };
             let served = Arc::new(Served {
                 strategy: strategy::of(&resource.group, &resource.plural),
@@ -102,9 +113,18 @@ impl Table {
     /// The stored version of a resource, whatever versions are served.
     #[must_use]
     pub fn stored(&self, group: &str, plural: &str) -> Option<&Arc<Served>> {
-        let mut versions = self.groups.get(group)?.values().filter_map(|plurals| plurals.get(plural));
+        let mut versions = self
+            .groups
+            .get(group)?
+            .values()
+            .filter_map(|plurals| plurals.get(plural));
         let first = versions.next()?;
-        Some(std::iter::once(first).chain(versions).find(|served| !served.converts()).unwrap_or(first))
+        Some(
+            std::iter::once(first)
+                .chain(versions)
+                .find(|served| !served.converts())
+                .unwrap_or(first),
+        )
     }
 
     pub fn all(&self) -> impl Iterator<Item = &Arc<Served>> {

@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use apimachinery::status::{Result, Status};
 use apimachinery::object;
+use apimachinery::status::{Result, Status};
 use serde_json::Value;
 use storage::{Expect, KeyValue};
 
@@ -35,9 +35,15 @@ impl Registry {
         call: &mut Call<'_>,
         mut change: impl FnMut(&Value) -> Result<Value>,
     ) -> Result<Written> {
-        let mut found = self.store.get(&target.storage_key()).await.map_err(store_error)?;
+        let mut found = self
+            .store
+            .get(&target.storage_key())
+            .await
+            .map_err(store_error)?;
         for _ in 0..ATTEMPTS {
-            let Some(kv) = found else { return Err(target.not_found()) };
+            let Some(kv) = found else {
+                return Err(target.not_found());
+            };
             let current = self.current(target, kv)?;
             call.warnings.clear();
             let object = change(&current.object)?;
@@ -61,14 +67,20 @@ impl Registry {
         meta::match_name(target, &mut object)?;
         meta::match_namespace(target, &mut object)?;
         self.check_preconditions(target, current, &object)?;
-        self.admit(Operation::Update, target, call, &mut object, old).await?;
+        self.admit(Operation::Update, target, call, &mut object, old)
+            .await?;
         object = decode::complete(target.served, object);
         self.prepare_update(target, call, &mut object, old).await?;
         if self.ends_here(target, &object) {
-            return self.remove_updated(target, current, &object, call.dry_run).await;
+            return self
+                .remove_updated(target, current, &object, call.dry_run)
+                .await;
         }
         let reservation = match target.subresource {
-            "" => self.reserve(target.served, &mut object, old, call.dry_run).await?,
+            "" => {
+                self.reserve(target.served, &mut object, old, call.dry_run)
+                    .await?
+            }
             _ => None,
         };
         let stored = self.encode(target.served, &object)?;
@@ -76,13 +88,27 @@ impl Registry {
             // Nothing to write: the version stays what it was.
             self.settle(reservation, !call.dry_run).await;
             let object = finished(target, &stored, current.revision)?;
-            return Ok(Ok(Written { object, created: false }));
+            return Ok(Ok(Written {
+                object,
+                created: false,
+            }));
         }
         let expect = Expect::ModRevision(current.revision);
-        let put = self.store.put(&target.storage_key(), expect, stored.clone(), self.ttl(target.served)).await;
+        let put = self
+            .store
+            .put(
+                &target.storage_key(),
+                expect,
+                stored.clone(),
+                self.ttl(target.served),
+            )
+            .await;
         self.settle(reservation, put.is_ok()).await;
         match put {
-            Ok(revision) => Ok(Ok(Written { object: finished(target, &stored, revision)?, created: false })),
+            Ok(revision) => Ok(Ok(Written {
+                object: finished(target, &stored, revision)?,
+                created: false,
+            })),
             Err(storage::Error::Conflict { current }) => Ok(Err(current)),
             Err(error) => Err(store_error(error)),
         }
@@ -97,15 +123,26 @@ impl Registry {
             true => decode::convert(&stored, &served.storage.resource, &served.resource)?,
             false => stored,
         };
-        Ok(Current { revision: kv.mod_revision, object, stored: kv.value })
+        Ok(Current {
+            revision: kv.mod_revision,
+            object,
+            stored: kv.value,
+        })
     }
 
     /// The version and UID that the new object names must be those of the old one.
-    fn check_preconditions(&self, target: Target<'_>, current: &Current, object: &Value) -> Result<()> {
+    fn check_preconditions(
+        &self,
+        target: Target<'_>,
+        current: &Current,
+        object: &Value,
+    ) -> Result<()> {
         let (resource, name) = (target.group_resource(), target.name);
         let (wanted, found) = (object::uid(object), object::uid(&current.object));
         if !wanted.is_empty() && wanted != found {
-            let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}");
+            let why = format!(
+                "Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}"
+            );
             return Err(Status::conflict(&resource, name, why));
         }
         match object::resource_version(object) {
@@ -144,10 +181,15 @@ impl Registry {
             _ => strategy.validate_update(&context, object, old),
         });
         if !errors.is_empty() {
-            return Err(Status::invalid(&target.served.resource.group_kind(), target.name, errors));
+            return Err(Status::invalid(
+                &target.served.resource.group_kind(),
+                target.name,
+                errors,
+            ));
         }
         call.warnings.extend(strategy.warnings(&context, object));
-        self.validate_admission(Operation::Update, target, call, object, old).await
+        self.validate_admission(Operation::Update, target, call, object, old)
+            .await
     }
 
     /// Whether this update took the last thing that held a deleted object.
@@ -168,14 +210,21 @@ impl Registry {
         let stored = self.encode(target.served, object)?;
         let mut revision = current.revision;
         if !dry_run {
-            match self.store.delete(&target.storage_key(), Expect::ModRevision(current.revision)).await {
+            match self
+                .store
+                .delete(&target.storage_key(), Expect::ModRevision(current.revision))
+                .await
+            {
                 Ok(deleted) => revision = deleted.revision,
                 Err(storage::Error::Conflict { current }) => return Ok(Err(current)),
                 Err(error) => return Err(store_error(error)),
             }
             self.after_delete(target, object).await;
         }
-        Ok(Ok(Written { object: finished(target, &stored, revision)?, created: false }))
+        Ok(Ok(Written {
+            object: finished(target, &stored, revision)?,
+            created: false,
+        }))
     }
 
     /// What an object took elsewhere is given back.
@@ -186,7 +235,12 @@ impl Registry {
     }
 
     /// PUT: the new object as decoded, or a create where the kind allows that.
-    pub async fn replace(&self, target: Target<'_>, object: Value, call: &mut Call<'_>) -> Result<Written> {
+    pub async fn replace(
+        &self,
+        target: Target<'_>,
+        object: Value,
+        call: &mut Call<'_>,
+    ) -> Result<Written> {
         let result = self.update(target, call, |_| Ok(object.clone())).await;
         match result {
             Err(error)

@@ -51,7 +51,12 @@ pub trait Strategy: Send + Sync {
         self.validate(context, object)
     }
 
-    fn validate_status_update(&self, _context: &Context<'_>, _object: &Value, _old: &Value) -> ErrorList {
+    fn validate_status_update(
+        &self,
+        _context: &Context<'_>,
+        _object: &Value,
+        _old: &Value,
+    ) -> ErrorList {
         ErrorList::default()
     }
 
@@ -128,9 +133,9 @@ pub fn of(group: &str, plural: &str) -> &'static dyn Strategy {
         ("", "namespaces") => &namespace::Namespace,
         ("", "pods") => &pod::Pod,
         ("rbac.authorization.k8s.io", _) => &PathSegmentNames,
-        ("coordination.k8s.io", "leases") | ("", "events" | "endpoints") | ("events.k8s.io", "events") => {
-            &CreatedByUpdate
-        }
+        ("coordination.k8s.io", "leases")
+        | ("", "events" | "endpoints")
+        | ("events.k8s.io", "events") => &CreatedByUpdate,
         _ => &Generic,
     }
 }
@@ -167,10 +172,16 @@ pub mod common {
             "batch" => true,
             "networking.k8s.io" => matches!(plural, "ingresses" | "networkpolicies"),
             "policy" => plural == "poddisruptionbudgets",
-            "admissionregistration.k8s.io" | "flowcontrol.apiserver.k8s.io" | "apiextensions.k8s.io" => true,
+            "admissionregistration.k8s.io"
+            | "flowcontrol.apiserver.k8s.io"
+            | "apiextensions.k8s.io" => true,
             "resource.k8s.io" => plural == "deviceclasses" || plural == "resourceslices",
             // Custom resources do.
-            _ => !(group.is_empty() || group.ends_with(".k8s.io") || matches!(group, "autoscaling" | "events")),
+            _ => {
+                !(group.is_empty()
+                    || group.ends_with(".k8s.io")
+                    || matches!(group, "autoscaling" | "events"))
+            }
         }
     }
 
@@ -199,7 +210,11 @@ pub mod common {
         let mut metadata = object.get_mut("metadata").map_or(Value::Null, Value::take);
         object.clone_from(old);
         // A status update may not re-own an object.
-        copy(&mut metadata, old.get("metadata").unwrap_or(&Value::Null), "ownerReferences");
+        copy(
+            &mut metadata,
+            old.get("metadata").unwrap_or(&Value::Null),
+            "ownerReferences",
+        );
         if let Some(map) = object.as_object_mut() {
             map.insert("metadata".into(), metadata);
             match status {

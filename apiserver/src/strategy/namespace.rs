@@ -16,7 +16,10 @@ impl Strategy for Namespace {
     fn prepare_for_create(&self, _context: &Context<'_>, object: &mut Value) {
         object["status"] = json!({"phase": "Active"});
         let finalizers = &mut object["spec"]["finalizers"];
-        if finalizers.as_array().is_none_or(|all| !all.iter().any(|f| f == Self::FINALIZER)) {
+        if finalizers
+            .as_array()
+            .is_none_or(|all| !all.iter().any(|f| f == Self::FINALIZER))
+        {
             match finalizers.as_array_mut() {
                 Some(all) => all.push(Self::FINALIZER.into()),
                 None => *finalizers = json!([Self::FINALIZER]),
@@ -33,7 +36,10 @@ impl Strategy for Namespace {
                 object.clone_from(old);
                 object["metadata"] = metadata;
                 object["spec"]["finalizers"] = finalizers;
-                if object["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty) {
+                if object["spec"]["finalizers"]
+                    .as_array()
+                    .is_none_or(Vec::is_empty)
+                {
                     object["spec"] = json!({});
                 }
             }
@@ -46,7 +52,9 @@ impl Strategy for Namespace {
 
     fn has_finalizers(&self, object: &Value) -> bool {
         apimachinery::object::finalizers(object).next().is_some()
-            || object["spec"]["finalizers"].as_array().is_some_and(|all| !all.is_empty())
+            || object["spec"]["finalizers"]
+                .as_array()
+                .is_some_and(|all| !all.is_empty())
     }
 
     fn mark_deleting(&self, object: &mut Value) {

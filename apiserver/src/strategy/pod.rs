@@ -21,11 +21,16 @@ impl Strategy for Pod {
     fn grace_period(&self, object: &Value, requested: Option<i64>) -> Option<i64> {
         let spec = &object["spec"];
         let unscheduled = spec["nodeName"].as_str().is_none_or(str::is_empty);
-        let ended = matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+        let ended = matches!(
+            object["status"]["phase"].as_str(),
+            Some("Succeeded" | "Failed")
+        );
         if unscheduled || ended {
             return Some(0);
         }
-        let period = requested.or_else(|| spec["terminationGracePeriodSeconds"].as_i64()).unwrap_or(0);
+        let period = requested
+            .or_else(|| spec["terminationGracePeriodSeconds"].as_i64())
+            .unwrap_or(0);
         Some(if period < 0 { 1 } else { period })
     }
 }
