@@ -12,6 +12,9 @@
 //!
 //! Both feed their watchers through one [`hub`], which is why a [`Watch`] behaves the same over either.
 
+pub mod embedded;
+pub mod etcd;
+mod history;
 pub mod hub;
 
 use std::sync::Arc;

@@ -1,0 +1,133 @@
+//! Giving room back to the disk. redb reuses free pages but keeps most of them; after much was deleted, the file is
+//! mostly air. Then the records that are left are copied into a new file, in the background and in small portions, and
+//! the writer catches up on the little that happened meanwhile and puts the new file in the old one's place.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use redb::Database;
+
+use super::Shared;
+use super::file::{self, Snapshot, Tables, fault};
+use crate::{Error, Result};
+
+/// A file smaller than this is left alone.
+const MIN_FILE: u64 = 24 << 20;
+/// How much is copied between two fsyncs: little, so that the writer's own never wait long behind them.
+const PORTION: u64 = 1 << 20;
+/// How much may be left for the writer to copy.
+const REST: u64 = 256 << 10;
+/// How often to go after what happened during the copying, before the writer has to take what is left.
+const ROUNDS: usize = 16;
+
+/// A new file that has everything before revision `next`.
+pub(super) struct Rewritten {
+    pub database: Database,
+    pub next: u64,
+    /// Bytes of keys and values in it.
+    pub bytes: u64,
+}
+
+/// Whether the file is worth rewriting: too large for its live data, and not because of history.
+pub(super) fn is_due(file_bytes: u64, live_bytes: u64, total_bytes: u64) -> bool {
+    file_bytes > MIN_FILE && file_bytes > live_bytes / 4 * 10 && file_bytes > total_bytes / 4 * 7
+}
+
+fn new_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
+}
+
+/// Removes what an interrupted rewrite left.
+pub(super) fn discard(path: &Path) {
+    let _ = std::fs::remove_file(new_path(path));
+}
+
+/// Copies the store into a new file. To be called outside the writer's thread.
+pub(super) fn copy(shared: &Arc<Shared>) -> Result<Rewritten> {
+    discard(&shared.path);
+    let database = file::open(&new_path(&shared.path), shared.options.cache_bytes)?;
+    let mut new = Rewritten { database, next: 0, bytes: 0 };
+    for round in 0..ROUNDS {
+        let snapshot = latest(shared)?;
+        let mut bytes = 0;
+        loop {
+            let copied = portion(&mut new, &snapshot, PORTION, round == 0)?;
+            bytes += copied.0;
+            if !copied.1 {
+                break;
+            }
+        }
+        if bytes <= REST {
+            break;
+        }
+    }
+    Ok(new)
+}
+
+fn latest(shared: &Shared) -> Result<Snapshot> {
+    let _index = shared.index.read();
+    shared.snapshot()
+}
+
+/// Copies some more. Returns how many bytes, and whether the snapshot has more still.
+fn portion(new: &mut Rewritten, snapshot: &Snapshot, limit: u64, with_state: bool) -> Result<(u64, bool)> {
+    let transaction = new.database.begin_write().map_err(fault)?;
+    let mut tables = Tables::open(&transaction)?;
+    let copied = tables.copy(snapshot, new.next, limit)?;
+    if with_state {
+        // What has been cleaned since is cleaned again in the new file, from the state of the first snapshot on.
+        tables.copy_state(snapshot)?;
+    }
+    drop(tables);
+    transaction.commit().map_err(fault)?;
+    new.next = copied.next;
+    new.bytes += copied.bytes;
+    Ok((copied.bytes, copied.more))
+}
+
+/// Completes the new file and puts it in the old one's place. To be called by the writer, between two commits. Returns
+/// the revision up to which the new file is clean, and its bytes of keys and values.
+pub(super) fn adopt(shared: &Arc<Shared>, mut new: Rewritten) -> Result<(u64, u64)> {
+    let snapshot = latest(shared)?;
+    portion(&mut new, &snapshot, u64::MAX, false)?;
+    drop(snapshot);
+    let moved = std::fs::rename(new_path(&shared.path), &shared.path).and_then(|()| sync_directory(&shared.path));
+    moved.map_err(|e| Error::Unavailable(format!("cannot replace {}: {e}", shared.path.display())))?;
+    let cleaned = Snapshot::take(&new.database)?.cleaned()?;
+    let old = shared.database.write().replace(new.database);
+    // Closing tidies the old file up, which nobody needs to wait for.
+    std::thread::spawn(move || drop(old));
+    Ok((cleaned, new.bytes))
+}
+
+fn sync_directory(path: &Path) -> std::io::Result<()> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rewrites_what_is_mostly_air() {
+        let mb = 1 << 20;
+        // (file, live, live and history, due)
+        for (file, live, total, due) in [
+            (20, 1, 1, false),
+            (30, 1, 1, true),
+            (30, 1, 17, true),
+            (28, 1, 17, false),
+            (100, 40, 40, false),
+            (101, 40, 40, true),
+            (101, 40, 60, false),
+        ] {
+            assert_eq!(is_due(file * mb, live * mb, total * mb), due, "{file} MB for {live} of {total} MB");
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! The etcd engine: the contract over an etcd cluster, with the compare-and-set transactions, leases and watches that
+//! Kubernetes' own API server uses.
+//!
+//! One etcd watch over the whole key space feeds the [`Hub`] ([`pump`]), and all watchers are served from there. Since
+//! every revision of etcd is a change of some key, the hub passes through every revision, and a reader knows when it has
+//! caught up without etcd's progress notifications, which older servers are known to send too early. A watcher from
+//! before the hub's position reads what it missed with an etcd watch of its own.
+//!
+//! Reads are repeated while no server answers. Writes are not: whether one has happened is then unknown, and the
+//! caller, who sees [`Error::Unavailable`], has to look.
+
+mod leases;
+mod pump;
+mod revision;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use etcd_client::{
+    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, GetResponse, Identity,
+    KvClient, PutOptions, ResponseHeader, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchClient,
+};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use tonic::Code;
+
+use crate::hub::{Hub, Log};
+use crate::{Batch, Deleted, Error, Expect, KeyValue, Range, RangeResult, Result, Store, Watch};
+
+/// etcd has no empty key: this is the first there can be, and as an end it means "all that follow".
+const FIRST_KEY: &str = "\0";
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Server certificates to trust, and ours, for `https` endpoints.
+    pub tls: Option<Tls>,
+    /// Compact what is older than this; `None` leaves that to somebody else.
+    pub history: Option<Duration>,
+    /// How long one request may take, repetitions included.
+    pub timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { tls: None, history: Some(Duration::from_secs(300)), timeout: Duration::from_secs(10) }
+    }
+}
+
+/// Certificates and keys as PEM.
+#[derive(Clone, Debug, Default)]
+pub struct Tls {
+    /// The authority that has signed the servers' certificates.
+    pub ca: Option<Vec<u8>>,
+    /// Our certificate and its key.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+/// What calls, the pump and watches share.
+struct Shared {
+    kv: KvClient,
+    watch: WatchClient,
+    hub: Hub,
+    options: Options,
+    closed: AtomicBool,
+}
+
+/// A store in an etcd cluster.
+pub struct Etcd {
+    shared: Arc<Shared>,
+    leases: leases::Leases,
+    revision: revision::SingleFlight,
+    pump: Mutex<Option<tokio::task::JoinHandle<()>>>,
+}
+
+impl Etcd {
+    /// Connects to the cluster that the endpoints, URLs, belong to. Waits for one of them to answer.
+    pub async fn connect<E: AsRef<str>>(endpoints: &[E], options: Options) -> Result<Self> {
+        let mut connect = ConnectOptions::new()
+            .with_connect_timeout(Duration::from_secs(2))
+            .with_keep_alive(Duration::from_secs(30), Duration::from_secs(10))
+            .with_keep_alive_while_idle(true)
+            // A server cut off from its cluster then says so instead of keeping silent on watches.
+            .with_require_leader(true);
+        if let Some(tls) = &options.tls {
+            connect = connect.with_tls(tls_options(tls));
+        }
+        let client = Client::connect(endpoints, Some(connect)).await.map_err(fault)?;
+        let kv = client.kv_client().max_decoding_message_size(usize::MAX);
+        let watch = client.watch_client().max_decoding_message_size(usize::MAX);
+        let revision = retry(options.timeout, || probe(kv.clone())).await?;
+        let shared =
+            Arc::new(Shared { kv, watch, hub: Hub::new(revision), options, closed: AtomicBool::new(false) });
+        let pump = tokio::spawn(pump::run(shared.clone()));
+        Ok(Etcd {
+            leases: leases::Leases::new(client.lease_client()),
+            revision: revision::SingleFlight::default(),
+            pump: Mutex::new(Some(pump)),
+            shared,
+        })
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<(bool, u64, Option<TxnOpResponse>)> {
+        let mut kv = self.shared.open()?;
+        let response = limited(self.shared.options.timeout, async { kv.txn(txn).await.map_err(fault) }).await?;
+        let outcome = response.op_responses().into_iter().next();
+        Ok((response.succeeded(), revision_of(response.header()), outcome))
+    }
+}
+
+fn tls_options(tls: &Tls) -> TlsOptions {
+    let mut options = TlsOptions::new();
+    if let Some(ca) = &tls.ca {
+        options = options.ca_certificate(Certificate::from_pem(ca));
+    }
+    if let Some((certificate, key)) = &tls.identity {
+        options = options.identity(Identity::from_pem(certificate, key));
+    }
+    options
+}
+
+/// etcd's current revision, confirmed by a majority.
+async fn probe(mut kv: KvClient) -> Result<u64> {
+    let options = GetOptions::new().with_count_only();
+    let response = kv.get(FIRST_KEY, Some(options)).await.map_err(fault)?;
+    Ok(revision_of(response.header()))
+}
+
+fn revision_of(header: Option<&ResponseHeader>) -> u64 {
+    header.map_or(0, |header| header.revision() as u64)
+}
+
+fn key_value(kv: &etcd_client::KeyValue) -> KeyValue {
+    KeyValue {
+        key: String::from_utf8_lossy(kv.key()).into(),
+        value: Bytes::copy_from_slice(kv.value()),
+        create_revision: kv.create_revision() as u64,
+        mod_revision: kv.mod_revision() as u64,
+    }
+}
+
+/// etcd tells its errors apart by their messages only.
+fn fault(error: etcd_client::Error) -> Error {
+    let etcd_client::Error::GRpcStatus(status) = &error else { return Error::Unavailable(error.to_string()) };
+    let message = status.message();
+    if message.contains("has been compacted") {
+        Error::Compacted { requested: 0, oldest: 0 }
+    } else if message.contains("is a future revision") {
+        Error::FutureRevision { requested: 0, current: 0 }
+    } else if message.contains("request is too large") || status.code() == Code::OutOfRange {
+        Error::TooLarge { size: 0, limit: 0 }
+    } else if message.contains("database space exceeded") {
+        Error::Full(message.to_owned())
+    } else {
+        Error::Unavailable(message.to_owned())
+    }
+}
+
+/// Waits no longer than `timeout`.
+async fn limited<T>(timeout: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = |_| Err(Error::Unavailable(format!("etcd did not answer within {} s", timeout.as_secs())));
+    tokio::time::timeout(timeout, work).await.unwrap_or_else(late)
+}
+
+/// How long to wait before trying again, for the `attempt`th time.
+fn back_off(attempt: u32) -> Duration {
+    Duration::from_millis(50 << attempt.min(5))
+}
+
+/// Asks until there is an answer, `timeout` has passed, or something else than silence comes back.
+async fn retry<T, F: Future<Output = Result<T>>>(timeout: Duration, ask: impl Fn() -> F) -> Result<T> {
+    let deadline = Instant::now() + timeout;
+    let mut attempt = 0;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match limited(left, ask()).await {
+            Err(Error::Unavailable(_)) if Instant::now() + back_off(attempt) < deadline => {
+                tokio::time::sleep(back_off(attempt)).await;
+                attempt += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+impl Shared {
+    fn open(&self) -> Result<KvClient> {
+        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(self.kv.clone()) }
+    }
+
+    async fn get(&self, key: &str, options: GetOptions) -> Result<GetResponse> {
+        let kv = self.open()?;
+        retry(self.options.timeout, || {
+            let (mut kv, options) = (kv.clone(), options.clone());
+            async move { kv.get(key, Some(options)).await.map_err(fault) }
+        })
+        .await
+    }
+
+    async fn range(&self, range: Range) -> Result<RangeResult> {
+        let start = if range.start.is_empty() { FIRST_KEY } else { &range.start };
+        // etcd takes a range that ends where it starts for a question about that key.
+        let (end, nothing) = if start < &*range.end { (&*range.end, false) } else { (FIRST_KEY, true) };
+        let mut options = GetOptions::new().with_range(end).with_limit(range.limit as i64);
+        if let Some(revision) = range.revision {
+            options = options.with_revision(revision as i64);
+        }
+        if range.keys_only {
+            options = options.with_keys_only();
+        }
+        if range.count_only || nothing {
+            options = options.with_count_only();
+        }
+        let response = self.get(start, options).await.map_err(|e| match e {
+            Error::Compacted { oldest, .. } => Error::Compacted { requested: range.revision.unwrap_or(0), oldest },
+            Error::FutureRevision { .. } => Error::FutureRevision {
+                requested: range.revision.unwrap_or(0),
+                current: self.hub.position(),
+            },
+            other => other,
+        })?;
+        let revision = range.revision.unwrap_or_else(|| revision_of(response.header()));
+        if nothing {
+            return Ok(RangeResult { revision, ..RangeResult::default() });
+        }
+        Ok(RangeResult {
+            kvs: response.kvs().iter().map(key_value).collect(),
+            revision,
+            more: response.more(),
+            count: response.count() as u64,
+        })
+    }
+}
+
+fn expected(key: &str, expect: Expect) -> Vec<Compare> {
+    match expect {
+        Expect::Any => Vec::new(),
+        Expect::Absent => vec![Compare::mod_revision(key, CompareOp::Equal, 0)],
+        Expect::ModRevision(revision) => {
+            // A revision that nothing can have must not match a key that does not exist.
+            let revision = if revision == 0 { -1 } else { revision as i64 };
+            vec![Compare::mod_revision(key, CompareOp::Equal, revision)]
+        }
+    }
+}
+
+fn conflict(outcome: Option<TxnOpResponse>) -> Error {
+    let current = match outcome {
+        Some(TxnOpResponse::Get(response)) => response.kvs().first().map(key_value).map(Box::new),
+        _ => None,
+    };
+    Error::Conflict { current }
+}
+
+fn too_large(error: Error, value: &Bytes) -> Error {
+    match error {
+        // etcd's default limit; it does not say which one it has.
+        Error::TooLarge { .. } => Error::TooLarge { size: value.len(), limit: 3 << 19 },
+        other => other,
+    }
+}
+
+impl Store for Etcd {
+    fn current_revision(&self) -> BoxFuture<'_, Result<u64>> {
+        let shared = self.shared.clone();
+        self.revision
+            .get(move || {
+                let shared = shared.clone();
+                async move {
+                    let kv = shared.open()?;
+                    retry(shared.options.timeout, || probe(kv.clone())).await
+                }
+            })
+            .boxed()
+    }
+
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<KeyValue>>> {
+        async move { Ok(self.shared.get(key, GetOptions::new()).await?.kvs().first().map(key_value)) }.boxed()
+    }
+
+    fn range(&self, range: Range) -> BoxFuture<'_, Result<RangeResult>> {
+        self.shared.range(range).boxed()
+    }
+
+    fn put<'a>(
+        &'a self,
+        key: &'a str,
+        expect: Expect,
+        value: Bytes,
+        ttl: Option<Duration>,
+    ) -> BoxFuture<'a, Result<u64>> {
+        async move {
+            self.shared.open()?;
+            let options = match ttl {
+                Some(ttl) => {
+                    let lease = limited(self.shared.options.timeout, self.leases.get(ttl)).await?;
+                    Some(PutOptions::new().with_lease(lease))
+                }
+                None => None,
+            };
+            let txn = Txn::new()
+                .when(expected(key, expect))
+                .and_then([TxnOp::put(key, value.as_ref(), options)])
+                .or_else([TxnOp::get(key, None)]);
+            match self.txn(txn).await.map_err(|e| too_large(e, &value))? {
+                (true, revision, _) => Ok(revision),
+                (false, _, outcome) => Err(conflict(outcome)),
+            }
+        }
+        .boxed()
+    }
+
+    fn delete<'a>(&'a self, key: &'a str, expect: Expect) -> BoxFuture<'a, Result<Deleted>> {
+        async move {
+            let options = DeleteOptions::new().with_prev_key();
+            let txn = Txn::new()
+                .when(expected(key, expect))
+                .and_then([TxnOp::delete(key, Some(options))])
+                .or_else([TxnOp::get(key, None)]);
+            match self.txn(txn).await? {
+                (true, revision, Some(TxnOpResponse::Delete(response))) => {
+                    let prev = response.prev_kvs().first().map(key_value);
+                    let prev = prev.ok_or(Error::Conflict { current: None })?;
+                    Ok(Deleted { revision, prev })
+                }
+                (_, _, outcome) => Err(conflict(outcome)),
+            }
+        }
+        .boxed()
+    }
+
+    fn watch<'a>(&'a self, prefix: &'a str, from: u64) -> BoxFuture<'a, Result<Watch>> {
+        let watch = self.shared.open().map(|_| self.shared.hub.watch(self.shared.clone(), prefix, from));
+        std::future::ready(watch).boxed()
+    }
+
+    fn compact(&self, revision: u64) -> BoxFuture<'_, Result<()>> {
+        async move {
+            let mut kv = self.shared.open()?;
+            let compacted =
+                limited(self.shared.options.timeout, async { kv.compact(revision as i64, None).await.map_err(fault) });
+            match compacted.await {
+                // Somebody was there before.
+                Ok(_) | Err(Error::Compacted { .. }) => Ok(()),
+                Err(Error::FutureRevision { .. }) => {
+                    Err(Error::FutureRevision { requested: revision, current: self.shared.hub.position() })
+                }
+                Err(other) => Err(other),
+            }
+        }
+        .boxed()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        async move {
+            self.shared.closed.store(true, Ordering::Release);
+            let pump = self.pump.lock().take();
+            if let Some(pump) = pump {
+                pump.abort();
+                // Aborted or ended: either way it is over.
+                let _ = pump.await;
+            }
+            self.shared.hub.end(Error::Closed);
+        }
+        .boxed()
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.shared.closed.store(true, Ordering::Release);
+        if let Some(pump) = self.pump.lock().take() {
+            pump.abort();
+        }
+        self.shared.hub.end(Error::Closed);
+    }
+}
+
+impl Log for Shared {
+    fn read(self: Arc<Self>, prefix: Arc<str>, from: u64, to: u64) -> BoxFuture<'static, Result<Batch>> {
+        async move { retry(self.options.timeout, || pump::read(self.watch.clone(), &prefix, from, to)).await }.boxed()
+    }
+}
