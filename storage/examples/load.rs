@@ -29,14 +29,26 @@ struct Args {
 
 fn args() -> Result<Args, String> {
     let mut given = std::env::args().skip(1);
-    let store = given.next().ok_or("usage: load STORE [--writers N] [--seconds N] [--size N] [--keys N] [--print]")?;
-    let mut args = Args { store, writers: 32, seconds: 5, size: 600, keys: 0, print: false };
+    let store = given
+        .next()
+        .ok_or("usage: load STORE [--writers N] [--seconds N] [--size N] [--keys N] [--print]")?;
+    let mut args = Args {
+        store,
+        writers: 32,
+        seconds: 5,
+        size: 600,
+        keys: 0,
+        print: false,
+    };
     while let Some(flag) = given.next() {
         if flag == "--print" {
             args.print = true;
             continue;
         }
-        let number = given.next().and_then(|n| n.parse::<u64>().ok()).ok_or(format!("{flag} takes a number"))?;
+        let number = given
+            .next()
+            .and_then(|n| n.parse::<u64>().ok())
+            .ok_or(format!("{flag} takes a number"))?;
         match &*flag {
             "--writers" => args.writers = number as usize,
             "--seconds" => args.seconds = number,
@@ -50,7 +62,12 @@ fn args() -> Result<Args, String> {
 
 /// A value that shows when it is not whole: the key, again and again.
 fn value_of(key: &str, size: usize) -> Bytes {
-    key.as_bytes().iter().copied().cycle().take(size.max(key.len())).collect()
+    key.as_bytes()
+        .iter()
+        .copied()
+        .cycle()
+        .take(size.max(key.len()))
+        .collect()
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -71,9 +88,15 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             while Instant::now() < end {
                 let number = if args.keys > 0 { n % args.keys } else { n };
                 let key = format!("/registry/load/w{writer}/k{number}");
-                let expect = if args.keys > 0 { Expect::Any } else { Expect::Absent };
+                let expect = if args.keys > 0 {
+                    Expect::Any
+                } else {
+                    Expect::Absent
+                };
                 let started = Instant::now();
-                let revision = store.put(&key, expect, value_of(&key, args.size), None).await?;
+                let revision = store
+                    .put(&key, expect, value_of(&key, args.size), None)
+                    .await?;
                 slowest.fetch_max(started.elapsed().as_micros() as u64, Ordering::Relaxed);
                 if args.print {
                     writeln!(std::io::stdout().lock(), "{key} {revision}").map_err(|e| {
@@ -90,7 +113,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         done??;
     }
     let written = written.load(Ordering::Relaxed);
-    eprintln!("{} writes/s, the slowest took {} us", written / args.seconds.max(1), slowest.load(Ordering::Relaxed));
+    eprintln!(
+        "{} writes/s, the slowest took {} us",
+        written / args.seconds.max(1),
+        slowest.load(Ordering::Relaxed)
+    );
     store.close().await;
     Ok(())
 }

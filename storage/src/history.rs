@@ -14,15 +14,28 @@ pub(crate) struct History {
 
 impl History {
     pub fn new(keep: Duration, now: Instant, revision: u64) -> Self {
-        History { keep, marks: VecDeque::from([(now, revision)]) }
+        History {
+            keep,
+            marks: VecDeque::from([(now, revision)]),
+        }
     }
 
     /// Takes note of the revision that is current `now`. Returns the one to compact at, if that is due.
     pub fn advance(&mut self, now: Instant, revision: u64) -> Option<u64> {
-        let due = self.marks.partition_point(|(at, _)| now.duration_since(*at) >= self.keep);
-        let target = self.marks.drain(..due).next_back().map(|(_, revision)| revision);
+        let due = self
+            .marks
+            .partition_point(|(at, _)| now.duration_since(*at) >= self.keep);
+        let target = self
+            .marks
+            .drain(..due)
+            .next_back()
+            .map(|(_, revision)| revision);
         // A tenth of the time is as exact as anybody needs, and bounds the marks.
-        if self.marks.back().is_none_or(|(at, _)| now.duration_since(*at) >= self.keep / 10) {
+        if self
+            .marks
+            .back()
+            .is_none_or(|(at, _)| now.duration_since(*at) >= self.keep / 10)
+        {
             self.marks.push_back((now, revision));
         }
         target
@@ -30,7 +43,12 @@ impl History {
 }
 
 /// Where to compact when history outweighs the live data: half-way through it.
-pub(crate) fn excess(live_bytes: u64, total_bytes: u64, compacted: u64, revision: u64) -> Option<u64> {
+pub(crate) fn excess(
+    live_bytes: u64,
+    total_bytes: u64,
+    compacted: u64,
+    revision: u64,
+) -> Option<u64> {
     let history = total_bytes.saturating_sub(live_bytes);
     (history > live_bytes.max(FLOOR_BYTES)).then(|| compacted + (revision - compacted) / 2)
 }
@@ -55,7 +73,11 @@ mod tests {
             (2001, 101, None),
         ];
         for (seconds, revision, expected) in table {
-            assert_eq!(history.advance(start + Duration::from_secs(seconds), revision), expected, "at {seconds} s");
+            assert_eq!(
+                history.advance(start + Duration::from_secs(seconds), revision),
+                expected,
+                "at {seconds} s"
+            );
         }
         assert!(history.marks.len() < 12);
     }
@@ -63,9 +85,12 @@ mod tests {
     #[test]
     fn cuts_history_that_outweighs_the_data() {
         let mb = 1 << 20;
-        for (live, total, expected) in
-            [(mb, 17 * mb, None), (mb, 18 * mb, Some(55)), (100 * mb, 200 * mb, None), (100 * mb, 201 * mb, Some(55))]
-        {
+        for (live, total, expected) in [
+            (mb, 17 * mb, None),
+            (mb, 18 * mb, Some(55)),
+            (100 * mb, 200 * mb, None),
+            (100 * mb, 201 * mb, Some(55)),
+        ] {
             assert_eq!(excess(live, total, 10, 100), expected, "{live} of {total}");
         }
     }

@@ -11,8 +11,8 @@ use std::path::Path;
 
 use bytes::Bytes;
 use redb::{
-    Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, StorageError, Table, TableDefinition,
-    TableHandle, WriteTransaction,
+    Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, StorageError, Table,
+    TableDefinition, TableHandle, WriteTransaction,
 };
 
 use crate::{Error, Result};
@@ -69,7 +69,11 @@ impl<'a> Record<'a> {
         let (head, key) = bytes.split_at_checked(HEAD)?;
         let number = |at: usize| head[at..at + 8].try_into().ok().map(u64::from_le_bytes);
         Some(Record {
-            kind: if head[0] == 0 { Kind::Put } else { Kind::Delete },
+            kind: if head[0] == 0 {
+                Kind::Put
+            } else {
+                Kind::Delete
+            },
             created: number(1)?,
             previous: number(9)?,
             expires: number(17)?,
@@ -82,42 +86,57 @@ impl<'a> Record<'a> {
 /// Any of redb's errors, in the contract's terms.
 pub(super) fn fault(error: impl Into<redb::Error>) -> Error {
     match error.into() {
-        redb::Error::Io(e) if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+        redb::Error::Io(e)
+            if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
+        {
             Error::Full(e.to_string())
         }
-        redb::Error::Corrupted(what) => Error::Corrupt(format!("the store's file is corrupt: {what}")),
+        redb::Error::Corrupted(what) => {
+            Error::Corrupt(format!("the store's file is corrupt: {what}"))
+        }
         redb::Error::DatabaseClosed => Error::Closed,
         other => Error::Unavailable(other.to_string()),
     }
 }
 
 fn unreadable(revision: u64) -> Error {
-    Error::Corrupt(format!("the store's file is corrupt: the record of revision {revision} is missing or unreadable"))
+    Error::Corrupt(format!(
+        "the store's file is corrupt: the record of revision {revision} is missing or unreadable"
+    ))
 }
 
 /// Opens or creates the file. Errors name the file and what to do.
 pub(super) fn open(path: &Path, cache_bytes: usize) -> Result<Database> {
     let shown = path.display();
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path);
     let file = file.map_err(|e| Error::Unavailable(format!("cannot open {shown}: {e}")))?;
     let is_new = file.metadata().is_ok_and(|m| m.len() == 0);
     drop(file);
     let mut builder = Database::builder();
     // The check reads every page once. It is what makes a damaged file an error instead of a surprise later.
-    builder.set_cache_size(cache_bytes).set_check_integrity_on_open(!is_new);
+    builder
+        .set_cache_size(cache_bytes)
+        .set_check_integrity_on_open(!is_new);
     let database = builder.create(path).map_err(|e| match e {
         redb::DatabaseError::DatabaseAlreadyOpen => {
             Error::Unavailable(format!("{shown} is in use by another process"))
         }
         redb::DatabaseError::Storage(StorageError::Io(e)) if e.kind() == ErrorKind::InvalidData => {
-            Error::Corrupt(format!("{shown} is not a store's file, or it is damaged ({e}); restore or remove it"))
+            Error::Corrupt(format!(
+                "{shown} is not a store's file, or it is damaged ({e}); restore or remove it"
+            ))
         }
         redb::DatabaseError::Storage(StorageError::Corrupted(e)) => {
             Error::Corrupt(format!("{shown} is damaged ({e}); restore or remove it"))
         }
-        redb::DatabaseError::UpgradeRequired(version) => {
-            Error::Corrupt(format!("{shown} has file format {version}, which this version does not read"))
-        }
+        redb::DatabaseError::UpgradeRequired(version) => Error::Corrupt(format!(
+            "{shown} has file format {version}, which this version does not read"
+        )),
         other => match fault(other) {
             Error::Unavailable(e) => Error::Unavailable(format!("cannot open {shown}: {e}")),
             other => other,
@@ -125,14 +144,22 @@ pub(super) fn open(path: &Path, cache_bytes: usize) -> Result<Database> {
     })?;
     let transaction = database.begin_write().map_err(fault)?;
     let ours = [LOG.name(), VALUES.name(), STATE.name()];
-    if transaction.list_tables().map_err(fault)?.any(|table| !ours.contains(&table.name())) {
-        return Err(Error::Corrupt(format!("{shown} is a redb file of another program")));
+    if transaction
+        .list_tables()
+        .map_err(fault)?
+        .any(|table| !ours.contains(&table.name()))
+    {
+        return Err(Error::Corrupt(format!(
+            "{shown} is a redb file of another program"
+        )));
     }
     let format = Tables::open(&transaction)?.claim()?;
     if format == 0 {
         transaction.commit().map_err(fault)?;
     } else if format != FORMAT {
-        return Err(Error::Corrupt(format!("{shown} has format {format}, this version reads format {FORMAT}")));
+        return Err(Error::Corrupt(format!(
+            "{shown} has format {format}, this version reads format {FORMAT}"
+        )));
     }
     Ok(database)
 }
@@ -176,7 +203,11 @@ impl<'t> Tables<'t> {
 
     /// The format that the file has; a new one, 0, gets ours.
     fn claim(mut self) -> Result<u64> {
-        let format = self.state.get("format").map_err(fault)?.map_or(0, |v| v.value());
+        let format = self
+            .state
+            .get("format")
+            .map_err(fault)?
+            .map_or(0, |v| v.value());
         if format == 0 {
             self.state.insert("format", FORMAT).map_err(fault)?;
         }
@@ -184,7 +215,9 @@ impl<'t> Tables<'t> {
     }
 
     pub fn append(&mut self, revision: u64, record: &Record<'_>, value: &[u8]) -> Result<()> {
-        self.log.insert(revision, record.encode().as_slice()).map_err(fault)?;
+        self.log
+            .insert(revision, record.encode().as_slice())
+            .map_err(fault)?;
         if record.kind == Kind::Put {
             self.values.insert(revision, value).map_err(fault)?;
         }
@@ -193,17 +226,25 @@ impl<'t> Tables<'t> {
 
     pub fn value(&self, revision: u64) -> Result<Bytes> {
         let value = self.values.get(revision).map_err(fault)?;
-        value.map(|v| Bytes::copy_from_slice(v.value())).ok_or_else(|| unreadable(revision))
+        value
+            .map(|v| Bytes::copy_from_slice(v.value()))
+            .ok_or_else(|| unreadable(revision))
     }
 
     pub fn set_compacted(&mut self, revision: u64) -> Result<()> {
-        self.state.insert(COMPACTED, revision).map_err(fault).map(drop)
+        self.state
+            .insert(COMPACTED, revision)
+            .map_err(fault)
+            .map(drop)
     }
 
     /// Removes what the revisions after `from` and up to `to` made obsolete, looking at no more than `limit` of them.
     /// Doing it again is harmless.
     pub fn clean(&mut self, from: u64, to: u64, limit: usize) -> Result<Cleaned> {
-        let mut done = Cleaned { revision: to, ..Cleaned::default() };
+        let mut done = Cleaned {
+            revision: to,
+            ..Cleaned::default()
+        };
         let mut obsolete = Vec::new();
         for (seen, entry) in self.log.range(from + 1..=to).map_err(fault)?.enumerate() {
             let (revision, record) = entry.map_err(fault)?;
@@ -233,7 +274,11 @@ impl<'t> Tables<'t> {
 
     /// Copies what `snapshot` has from revision `from` on, up to about `limit` bytes.
     pub fn copy(&mut self, snapshot: &Snapshot, from: u64, limit: u64) -> Result<Copied> {
-        let mut copied = Copied { next: from, bytes: 0, more: false };
+        let mut copied = Copied {
+            next: from,
+            bytes: 0,
+            more: false,
+        };
         for entry in snapshot.log.range_owned::<u64>(from..).map_err(fault)? {
             let (revision, bytes_of_record) = entry.map_err(fault)?;
             let revision = revision.value();
@@ -241,10 +286,17 @@ impl<'t> Tables<'t> {
                 copied.more = true;
                 break;
             }
-            let record = Record::decode(bytes_of_record.value()).ok_or_else(|| unreadable(revision))?;
-            self.log.insert(revision, bytes_of_record.value()).map_err(fault)?;
+            let record =
+                Record::decode(bytes_of_record.value()).ok_or_else(|| unreadable(revision))?;
+            self.log
+                .insert(revision, bytes_of_record.value())
+                .map_err(fault)?;
             if record.kind == Kind::Put {
-                let value = snapshot.values.get_owned(revision).map_err(fault)?.ok_or_else(|| unreadable(revision))?;
+                let value = snapshot
+                    .values
+                    .get_owned(revision)
+                    .map_err(fault)?
+                    .ok_or_else(|| unreadable(revision))?;
                 self.values.insert(revision, value.value()).map_err(fault)?;
             }
             copied.bytes += u64::from(record.size());
@@ -254,8 +306,13 @@ impl<'t> Tables<'t> {
     }
 
     pub fn copy_state(&mut self, snapshot: &Snapshot) -> Result<()> {
-        self.state.insert(COMPACTED, snapshot.compacted()?).map_err(fault)?;
-        self.state.insert(CLEANED, snapshot.cleaned()?).map_err(fault).map(drop)
+        self.state
+            .insert(COMPACTED, snapshot.compacted()?)
+            .map_err(fault)?;
+        self.state
+            .insert(CLEANED, snapshot.cleaned()?)
+            .map_err(fault)
+            .map(drop)
     }
 }
 
@@ -277,27 +334,48 @@ impl Snapshot {
     }
 
     pub fn compacted(&self) -> Result<u64> {
-        Ok(self.state.get_owned(COMPACTED).map_err(fault)?.map_or(0, |v| v.value()))
+        Ok(self
+            .state
+            .get_owned(COMPACTED)
+            .map_err(fault)?
+            .map_or(0, |v| v.value()))
     }
 
     pub fn cleaned(&self) -> Result<u64> {
-        Ok(self.state.get_owned(CLEANED).map_err(fault)?.map_or(0, |v| v.value()))
+        Ok(self
+            .state
+            .get_owned(CLEANED)
+            .map_err(fault)?
+            .map_or(0, |v| v.value()))
     }
 
     pub fn value(&self, revision: u64) -> Result<Bytes> {
         let value = self.values.get_owned(revision).map_err(fault)?;
-        value.map(|v| Bytes::copy_from_slice(v.value())).ok_or_else(|| unreadable(revision))
+        value
+            .map(|v| Bytes::copy_from_slice(v.value()))
+            .ok_or_else(|| unreadable(revision))
     }
 
     /// Hands `take` what it wants of a revision's record, if the log has it.
-    pub fn record<T>(&self, revision: u64, take: impl FnOnce(Record<'_>) -> T) -> Result<Option<T>> {
-        let Some(bytes) = self.log.get_owned(revision).map_err(fault)? else { return Ok(None) };
+    pub fn record<T>(
+        &self,
+        revision: u64,
+        take: impl FnOnce(Record<'_>) -> T,
+    ) -> Result<Option<T>> {
+        let Some(bytes) = self.log.get_owned(revision).map_err(fault)? else {
+            return Ok(None);
+        };
         let record = Record::decode(bytes.value()).ok_or_else(|| unreadable(revision))?;
         Ok(Some(take(record)))
     }
 
     /// Hands every record from one revision to another to `each`, until that returns false.
-    pub fn scan(&self, from: u64, to: u64, mut each: impl FnMut(u64, Record<'_>) -> Result<bool>) -> Result<()> {
+    pub fn scan(
+        &self,
+        from: u64,
+        to: u64,
+        mut each: impl FnMut(u64, Record<'_>) -> Result<bool>,
+    ) -> Result<()> {
         for entry in self.log.range_owned::<u64>(from..=to).map_err(fault)? {
             let (revision, bytes) = entry.map_err(fault)?;
             let revision = revision.value();
@@ -316,11 +394,26 @@ mod tests {
 
     #[test]
     fn records_survive_encoding() {
-        for (kind, key) in [(Kind::Put, "/registry/pods/default/web"), (Kind::Delete, ""), (Kind::Put, "/ключ")] {
-            let record = Record { kind, created: 7, previous: u64::MAX, expires: 1 << 41, value_size: 3, key };
+        for (kind, key) in [
+            (Kind::Put, "/registry/pods/default/web"),
+            (Kind::Delete, ""),
+            (Kind::Put, "/ключ"),
+        ] {
+            let record = Record {
+                kind,
+                created: 7,
+                previous: u64::MAX,
+                expires: 1 << 41,
+                value_size: 3,
+                key,
+            };
             assert_eq!(Record::decode(&record.encode()), Some(record));
         }
-        for broken in [&b""[..], &[0; HEAD - 1], &[[0; HEAD].as_slice(), &[0xff]].concat()] {
+        for broken in [
+            &b""[..],
+            &[0; HEAD - 1],
+            &[[0; HEAD].as_slice(), &[0xff]].concat(),
+        ] {
             assert_eq!(Record::decode(broken), None);
         }
     }

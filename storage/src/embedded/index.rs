@@ -27,8 +27,17 @@ impl Slot {
     }
 
     pub fn of(revision: u64, record: &Record<'_>) -> Self {
-        let created = if record.kind == Kind::Put { record.created } else { 0 };
-        Slot { modified: revision, created, expires: record.expires, size: record.size() }
+        let created = if record.kind == Kind::Put {
+            record.created
+        } else {
+            0
+        };
+        Slot {
+            modified: revision,
+            created,
+            expires: record.expires,
+            size: record.size(),
+        }
     }
 }
 
@@ -50,10 +59,20 @@ impl Index {
     }
 
     /// The keys from `start` to before `end`, deleted ones too.
-    pub fn range<'a>(&'a self, start: &'a str, end: &'a str) -> impl Iterator<Item = (&'a Arc<str>, &'a Slot)> {
-        let bounds = (std::ops::Bound::Included(start), std::ops::Bound::Excluded(end));
+    pub fn range<'a>(
+        &'a self,
+        start: &'a str,
+        end: &'a str,
+    ) -> impl Iterator<Item = (&'a Arc<str>, &'a Slot)> {
+        let bounds = (
+            std::ops::Bound::Included(start),
+            std::ops::Bound::Excluded(end),
+        );
         // An empty or inverted range is a panic to BTreeMap and no keys to everybody else.
-        (start < end).then(|| self.keys.range::<str, _>(bounds)).into_iter().flatten()
+        (start < end)
+            .then(|| self.keys.range::<str, _>(bounds))
+            .into_iter()
+            .flatten()
     }
 
     pub fn set(&mut self, key: Arc<str>, slot: Slot) {
@@ -70,7 +89,11 @@ impl Index {
 
     /// Forgets a deleted key whose deletion at `revision` has been compacted.
     pub fn forget(&mut self, key: &str, revision: u64) {
-        if self.keys.get(key).is_some_and(|slot| slot.modified == revision && !slot.exists()) {
+        if self
+            .keys
+            .get(key)
+            .is_some_and(|slot| slot.modified == revision && !slot.exists())
+        {
             self.keys.remove(key);
         }
     }
@@ -101,7 +124,12 @@ mod tests {
     use super::*;
 
     fn slot(modified: u64, created: u64, expires: u64) -> Slot {
-        Slot { modified, created, expires, size: 10 }
+        Slot {
+            modified,
+            created,
+            expires,
+            size: 10,
+        }
     }
 
     #[test]
@@ -113,13 +141,22 @@ mod tests {
         index.set("a".into(), slot(3, 1, 90));
         assert_eq!((index.live_bytes, index.next_expiry()), (20, Some(90)));
         assert_eq!(index.expired(89).count(), 0);
-        assert_eq!(index.expired(90).map(|(key, _)| &**key).collect::<Vec<_>>(), ["a"]);
+        assert_eq!(
+            index.expired(90).map(|(key, _)| &**key).collect::<Vec<_>>(),
+            ["a"]
+        );
         index.set("a".into(), slot(4, 0, 0));
         assert_eq!((index.live_bytes, index.next_expiry()), (10, None));
         index.forget("b", 2);
-        assert!(index.get("b").is_some(), "a key that exists is never forgotten");
+        assert!(
+            index.get("b").is_some(),
+            "a key that exists is never forgotten"
+        );
         index.forget("a", 3);
-        assert!(index.get("a").is_some(), "a later version is not what was compacted");
+        assert!(
+            index.get("a").is_some(),
+            "a later version is not what was compacted"
+        );
         index.forget("a", 4);
         assert!(index.get("a").is_none());
     }
@@ -128,7 +165,13 @@ mod tests {
     fn an_inverted_range_is_empty() {
         let mut index = Index::default();
         index.set("m".into(), slot(1, 1, 0));
-        for (start, end, count) in [("a", "z", 1), ("z", "a", 0), ("m", "m", 0), ("m", "m\0", 1), ("", "", 0)] {
+        for (start, end, count) in [
+            ("a", "z", 1),
+            ("z", "a", 0),
+            ("m", "m", 0),
+            ("m", "m\0", 1),
+            ("", "", 0),
+        ] {
             assert_eq!(index.range(start, end).count(), count, "{start:?}..{end:?}");
         }
     }

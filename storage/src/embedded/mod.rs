@@ -28,7 +28,10 @@ use redb::Database;
 use tokio::sync::oneshot;
 
 use crate::hub::{Hub, Log};
-use crate::{Batch, Deleted, Error, Event, EventKind, Expect, KeyValue, Range, RangeResult, Result, Store, Watch};
+use crate::{
+    Batch, Deleted, Error, Event, EventKind, Expect, KeyValue, Range, RangeResult, Result, Store,
+    Watch,
+};
 use file::{Kind, Snapshot};
 use index::{Index, Slot};
 use writer::{Request, Write, Writer, Written};
@@ -82,8 +85,9 @@ impl Embedded {
     pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)
-                .map_err(|e| Error::Unavailable(format!("cannot create {}: {e}", parent.display())))?;
+            std::fs::create_dir_all(parent).map_err(|e| {
+                Error::Unavailable(format!("cannot create {}: {e}", parent.display()))
+            })?;
         }
         rewrite::discard(&path);
         let database = file::open(&path, options.cache_bytes)?;
@@ -100,13 +104,29 @@ impl Embedded {
             closed: AtomicBool::new(false),
         });
         let (requests, receiver) = mpsc::channel();
-        let writer = Writer::new(shared.clone(), receiver, requests.clone(), cleaned, total_bytes);
-        let thread = std::thread::Builder::new().name("store-writer".into()).spawn(move || writer.run());
-        let thread = thread.map_err(|e| Error::Unavailable(format!("cannot start the store's writer: {e}")))?;
-        Ok(Embedded { shared, requests, thread: Mutex::new(Some(thread)) })
+        let writer = Writer::new(
+            shared.clone(),
+            receiver,
+            requests.clone(),
+            cleaned,
+            total_bytes,
+        );
+        let thread = std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || writer.run());
+        let thread = thread
+            .map_err(|e| Error::Unavailable(format!("cannot start the store's writer: {e}")))?;
+        Ok(Embedded {
+            shared,
+            requests,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
-    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<Result<T>>) -> Request) -> Result<T> {
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T>>) -> Request,
+    ) -> Result<T> {
         let (reply, answer) = oneshot::channel();
         let sent = self.requests.send(request(reply));
         match sent {
@@ -115,13 +135,28 @@ impl Embedded {
         }
     }
 
-    async fn write(&self, key: &str, expect: Expect, value: Option<Bytes>, ttl: Option<Duration>) -> Result<Written> {
+    async fn write(
+        &self,
+        key: &str,
+        expect: Expect,
+        value: Option<Bytes>,
+        ttl: Option<Duration>,
+    ) -> Result<Written> {
         let limit = self.shared.options.max_value_bytes;
         match value.as_ref().map(Bytes::len) {
             Some(size) if size > limit => return Err(Error::TooLarge { size, limit }),
             _ => {}
         }
-        self.ask(|reply| Request::Write(Write { key: key.into(), expect, value, ttl, reply })).await
+        self.ask(|reply| {
+            Request::Write(Write {
+                key: key.into(),
+                expect,
+                value,
+                ttl,
+                reply,
+            })
+        })
+        .await
     }
 }
 
@@ -129,7 +164,9 @@ impl Embedded {
 fn load(snapshot: &Snapshot) -> Result<(Index, u64)> {
     let (mut index, mut total_bytes) = (Index::default(), 0);
     snapshot.scan(0, u64::MAX, |revision, record| {
-        let key = index.get(record.key).map_or_else(|| record.key.into(), |(key, _)| key.clone());
+        let key = index
+            .get(record.key)
+            .map_or_else(|| record.key.into(), |(key, _)| key.clone());
         index.set(key, Slot::of(revision, &record));
         index.revision = revision;
         total_bytes += u64::from(record.size());
@@ -162,38 +199,73 @@ impl Shared {
     fn get(&self, key: &str) -> Result<Option<KeyValue>> {
         let index = self.index.read();
         let Some((key, slot)) = index.get(key).filter(|(_, slot)| slot.exists()) else {
-            return if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(None) };
+            return if self.closed.load(Ordering::Acquire) {
+                Err(Error::Closed)
+            } else {
+                Ok(None)
+            };
         };
         let (key, slot, snapshot) = (key.clone(), *slot, self.snapshot()?);
         drop(index);
         let value = snapshot.value(slot.modified)?;
-        Ok(Some(KeyValue { key, value, create_revision: slot.created, mod_revision: slot.modified }))
+        Ok(Some(KeyValue {
+            key,
+            value,
+            create_revision: slot.created,
+            mod_revision: slot.modified,
+        }))
     }
 
     fn range(&self, range: &Range) -> Result<RangeResult> {
         let index = self.index.read();
         let revision = range.revision.unwrap_or(index.revision);
         if revision > index.revision {
-            return Err(Error::FutureRevision { requested: revision, current: index.revision });
+            return Err(Error::FutureRevision {
+                requested: revision,
+                current: index.revision,
+            });
         }
         if revision < index.compacted {
-            return Err(Error::Compacted { requested: revision, oldest: index.compacted });
+            return Err(Error::Compacted {
+                requested: revision,
+                oldest: index.compacted,
+            });
         }
-        let slots: Vec<(Arc<str>, Slot)> =
-            index.range(&range.start, &range.end).map(|(key, slot)| (key.clone(), *slot)).collect();
+        let slots: Vec<(Arc<str>, Slot)> = index
+            .range(&range.start, &range.end)
+            .map(|(key, slot)| (key.clone(), *slot))
+            .collect();
         let snapshot = self.snapshot()?;
         drop(index);
 
-        let limit = if range.limit == 0 { usize::MAX } else { range.limit };
-        let mut result = RangeResult { revision, ..RangeResult::default() };
+        let limit = if range.limit == 0 {
+            usize::MAX
+        } else {
+            range.limit
+        };
+        let mut result = RangeResult {
+            revision,
+            ..RangeResult::default()
+        };
         for (key, slot) in slots {
-            let Some((modified, created)) = version_at(&snapshot, slot, revision)? else { continue };
+            let Some((modified, created)) = version_at(&snapshot, slot, revision)? else {
+                continue;
+            };
             result.count += 1;
             if range.count_only || result.kvs.len() == limit {
                 continue;
             }
-            let value = if range.keys_only { Bytes::new() } else { snapshot.value(modified)? };
-            result.kvs.push(KeyValue { key, value, create_revision: created, mod_revision: modified });
+            let value = if range.keys_only {
+                Bytes::new()
+            } else {
+                snapshot.value(modified)?
+            };
+            result.kvs.push(KeyValue {
+                key,
+                value,
+                create_revision: created,
+                mod_revision: modified,
+            });
         }
         result.more = !range.count_only && result.count > result.kvs.len() as u64;
         Ok(result)
@@ -202,7 +274,10 @@ impl Shared {
     fn read_log(&self, prefix: &str, from: u64, to: u64) -> Result<Batch> {
         let index = self.index.read();
         if from <= index.compacted {
-            return Err(Error::Compacted { requested: from, oldest: index.compacted + 1 });
+            return Err(Error::Compacted {
+                requested: from,
+                oldest: index.compacted + 1,
+            });
         }
         let snapshot = self.snapshot()?;
         drop(index);
@@ -212,13 +287,25 @@ impl Shared {
 
 /// Which version of a key was there at `revision`: when it was written and when the key was created.
 fn version_at(snapshot: &Snapshot, slot: Slot, revision: u64) -> Result<Option<(u64, u64)>> {
-    let Slot { mut modified, mut created, .. } = slot;
+    let Slot {
+        mut modified,
+        mut created,
+        ..
+    } = slot;
     while modified > revision {
-        let before = snapshot.record(modified, |record| record.previous)?.unwrap_or(0);
+        let before = snapshot
+            .record(modified, |record| record.previous)?
+            .unwrap_or(0);
         if before == 0 {
             return Ok(None);
         }
-        let found = snapshot.record(before, |record| if record.kind == Kind::Put { record.created } else { 0 })?;
+        let found = snapshot.record(before, |record| {
+            if record.kind == Kind::Put {
+                record.created
+            } else {
+                0
+            }
+        })?;
         // A version that is gone was replaced before the oldest kept revision, and nobody may ask for that.
         let Some(found) = found else { return Ok(None) };
         (modified, created) = (before, found);
@@ -227,7 +314,10 @@ fn version_at(snapshot: &Snapshot, slot: Slot, revision: u64) -> Result<Option<(
 }
 
 fn read_events(snapshot: &Snapshot, prefix: &str, from: u64, to: u64) -> Result<Batch> {
-    let mut batch = Batch { events: Vec::new(), revision: to };
+    let mut batch = Batch {
+        events: Vec::new(),
+        revision: to,
+    };
     snapshot.scan(from, to, |revision, record| {
         if record.key.starts_with(prefix) {
             let key: Arc<str> = record.key.into();
@@ -235,7 +325,8 @@ fn read_events(snapshot: &Snapshot, prefix: &str, from: u64, to: u64) -> Result<
                 Kind::Put => (EventKind::Put, snapshot.value(revision)?),
                 Kind::Delete => (EventKind::Delete, Bytes::new()),
             };
-            let before = snapshot.record(record.previous, |before| (before.kind, before.created))?;
+            let before =
+                snapshot.record(record.previous, |before| (before.kind, before.created))?;
             let prev_kv = match before {
                 Some((Kind::Put, create_revision)) => Some(KeyValue {
                     key: key.clone(),
@@ -245,7 +336,12 @@ fn read_events(snapshot: &Snapshot, prefix: &str, from: u64, to: u64) -> Result<
                 }),
                 _ => None,
             };
-            let kv = KeyValue { key, value, create_revision: record.created, mod_revision: revision };
+            let kv = KeyValue {
+                key,
+                value,
+                create_revision: record.created,
+                mod_revision: revision,
+            };
             batch.events.push(Event { kind, kv, prev_kv });
         }
         if batch.events.len() == LOG_CHUNK {
@@ -257,13 +353,24 @@ fn read_events(snapshot: &Snapshot, prefix: &str, from: u64, to: u64) -> Result<
 }
 
 /// Runs what may wait for the disk where that holds nobody up.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|e| Err(Error::Unavailable(format!("a read of the store failed: {e}"))))
+    done.unwrap_or_else(|e| {
+        Err(Error::Unavailable(format!(
+            "a read of the store failed: {e}"
+        )))
+    })
 }
 
 impl Log for Shared {
-    fn read(self: Arc<Self>, prefix: Arc<str>, from: u64, to: u64) -> BoxFuture<'static, Result<Batch>> {
+    fn read(
+        self: Arc<Self>,
+        prefix: Arc<str>,
+        from: u64,
+        to: u64,
+    ) -> BoxFuture<'static, Result<Batch>> {
         blocking(move || self.read_log(&prefix, from, to)).boxed()
     }
 }
@@ -306,7 +413,10 @@ impl Store for Embedded {
     fn watch<'a>(&'a self, prefix: &'a str, from: u64) -> BoxFuture<'a, Result<Watch>> {
         let compacted = self.shared.index.read().compacted;
         let result = if from <= compacted {
-            Err(Error::Compacted { requested: from, oldest: compacted + 1 })
+            Err(Error::Compacted {
+                requested: from,
+                oldest: compacted + 1,
+            })
         } else {
             Ok(self.shared.hub.watch(self.shared.clone(), prefix, from))
         };
@@ -314,7 +424,8 @@ impl Store for Embedded {
     }
 
     fn compact(&self, revision: u64) -> BoxFuture<'_, Result<()>> {
-        self.ask(move |reply| Request::Compact { revision, reply }).boxed()
+        self.ask(move |reply| Request::Compact { revision, reply })
+            .boxed()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

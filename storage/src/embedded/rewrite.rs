@@ -49,7 +49,11 @@ pub(super) fn discard(path: &Path) {
 pub(super) fn copy(shared: &Arc<Shared>) -> Result<Rewritten> {
     discard(&shared.path);
     let database = file::open(&new_path(&shared.path), shared.options.cache_bytes)?;
-    let mut new = Rewritten { database, next: 0, bytes: 0 };
+    let mut new = Rewritten {
+        database,
+        next: 0,
+        bytes: 0,
+    };
     for round in 0..ROUNDS {
         let snapshot = latest(shared)?;
         let mut bytes = 0;
@@ -73,7 +77,12 @@ fn latest(shared: &Shared) -> Result<Snapshot> {
 }
 
 /// Copies some more. Returns how many bytes, and whether the snapshot has more still.
-fn portion(new: &mut Rewritten, snapshot: &Snapshot, limit: u64, with_state: bool) -> Result<(u64, bool)> {
+fn portion(
+    new: &mut Rewritten,
+    snapshot: &Snapshot,
+    limit: u64,
+    with_state: bool,
+) -> Result<(u64, bool)> {
     let transaction = new.database.begin_write().map_err(fault)?;
     let mut tables = Tables::open(&transaction)?;
     let copied = tables.copy(snapshot, new.next, limit)?;
@@ -94,8 +103,11 @@ pub(super) fn adopt(shared: &Arc<Shared>, mut new: Rewritten) -> Result<(u64, u6
     let snapshot = latest(shared)?;
     portion(&mut new, &snapshot, u64::MAX, false)?;
     drop(snapshot);
-    let moved = std::fs::rename(new_path(&shared.path), &shared.path).and_then(|()| sync_directory(&shared.path));
-    moved.map_err(|e| Error::Unavailable(format!("cannot replace {}: {e}", shared.path.display())))?;
+    let moved = std::fs::rename(new_path(&shared.path), &shared.path)
+        .and_then(|()| sync_directory(&shared.path));
+    moved.map_err(|e| {
+        Error::Unavailable(format!("cannot replace {}: {e}", shared.path.display()))
+    })?;
     let cleaned = Snapshot::take(&new.database)?.cleaned()?;
     let old = shared.database.write().replace(new.database);
     // Closing tidies the old file up, which nobody needs to wait for.
@@ -127,7 +139,11 @@ mod tests {
             (101, 40, 40, true),
             (101, 40, 60, false),
         ] {
-            assert_eq!(is_due(file * mb, live * mb, total * mb), due, "{file} MB for {live} of {total} MB");
+            assert_eq!(
+                is_due(file * mb, live * mb, total * mb),
+                due,
+                "{file} MB for {live} of {total} MB"
+            );
         }
     }
 }

@@ -38,10 +38,15 @@ const MEASURE_EVERY: u32 = 256;
 
 pub(super) enum Request {
     Write(Write),
-    Compact { revision: u64, reply: oneshot::Sender<Result<()>> },
+    Compact {
+        revision: u64,
+        reply: oneshot::Sender<Result<()>>,
+    },
     /// The background copy is ready, or failed.
     Rewritten(Result<Rewritten>),
-    Close { reply: oneshot::Sender<Result<()>> },
+    Close {
+        reply: oneshot::Sender<Result<()>>,
+    },
 }
 
 pub(super) struct Write {
@@ -76,7 +81,9 @@ pub(super) struct Writer {
 }
 
 fn now_millis() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as u64)
 }
 
 impl Writer {
@@ -87,7 +94,11 @@ impl Writer {
         cleaned: u64,
         total_bytes: u64,
     ) -> Self {
-        let history = History::new(shared.options.history, Instant::now(), shared.hub.position());
+        let history = History::new(
+            shared.options.history,
+            Instant::now(),
+            shared.hub.position(),
+        );
         Writer {
             shared,
             requests,
@@ -117,8 +128,13 @@ impl Writer {
         let expiry = self.shared.index.read().next_expiry();
         let first = match expiry {
             _ if cleaning => self.requests.recv_timeout(Duration::ZERO),
-            Some(at) => self.requests.recv_timeout(Duration::from_millis(at.saturating_sub(now_millis()))),
-            None => self.requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(at) => self
+                .requests
+                .recv_timeout(Duration::from_millis(at.saturating_sub(now_millis()))),
+            None => self
+                .requests
+                .recv()
+                .map_err(|_| RecvTimeoutError::Disconnected),
         };
         match first {
             Ok(request) => self.take(request, &mut batch),
@@ -132,9 +148,14 @@ impl Writer {
             } else {
                 Duration::ZERO
             };
-            let Ok(request) = self.requests.recv_timeout(wait) else { break };
+            let Ok(request) = self.requests.recv_timeout(wait) else {
+                break;
+            };
             self.take(request, &mut batch);
-            bytes += batch.last().and_then(|write| write.value.as_ref()).map_or(0, Bytes::len);
+            bytes += batch
+                .last()
+                .and_then(|write| write.value.as_ref())
+                .map_or(0, Bytes::len);
         }
         batch
     }
@@ -154,7 +175,10 @@ impl Writer {
     fn compact(&mut self, revision: u64) -> Result<()> {
         let mut index = self.shared.index.write();
         if revision > index.revision {
-            return Err(Error::FutureRevision { requested: revision, current: index.revision });
+            return Err(Error::FutureRevision {
+                requested: revision,
+                current: index.revision,
+            });
         }
         index.compacted = index.compacted.max(revision);
         Ok(())
@@ -165,7 +189,15 @@ impl Writer {
         self.last_batch = writes.len();
         let (requests, replies): (Vec<_>, Vec<_>) = writes
             .into_iter()
-            .map(|Write { key, expect, value, ttl, reply }| ((key, expect, value, ttl), reply))
+            .map(
+                |Write {
+                     key,
+                     expect,
+                     value,
+                     ttl,
+                     reply,
+                 }| ((key, expect, value, ttl), reply),
+            )
             .unzip();
         match self.try_commit(requests) {
             Ok(outcomes) => {
@@ -185,10 +217,15 @@ impl Writer {
         self.last_commit = started.elapsed();
     }
 
-    fn try_commit(&mut self, writes: Vec<(Arc<str>, Expect, Option<Bytes>, Option<Duration>)>) -> Result<Vec<Outcome>> {
+    fn try_commit(
+        &mut self,
+        writes: Vec<(Arc<str>, Expect, Option<Bytes>, Option<Duration>)>,
+    ) -> Result<Vec<Outcome>> {
         let shared = self.shared.clone();
         let database = shared.database.read();
-        let Some(database) = &*database else { return Err(shared.gone()) };
+        let Some(database) = &*database else {
+            return Err(shared.gone());
+        };
         let transaction = database.begin_write().map_err(fault)?;
         let index = shared.index.read();
         let mut batch = Batch::new(index, Tables::open(&transaction)?);
@@ -197,13 +234,21 @@ impl Writer {
         let mut outcomes = Vec::with_capacity(writes.len());
         for (key, expect, value, ttl) in writes {
             outcomes.push(if value.is_some() && !room {
-                Err(Error::Full(format!("less than {} bytes are free", shared.options.reserve_bytes)))
+                Err(Error::Full(format!(
+                    "less than {} bytes are free",
+                    shared.options.reserve_bytes
+                )))
             } else {
                 batch.write(key, expect, value, ttl)?
             });
         }
         let cleaned = batch.clean(self.cleaned)?;
-        let Done { events, slots, revision, bytes } = batch.finish();
+        let Done {
+            events,
+            slots,
+            revision,
+            bytes,
+        } = batch.finish();
         if events.is_empty() && cleaned.is_none() {
             transaction.abort().map_err(fault)?;
             return Ok(outcomes);
@@ -299,7 +344,10 @@ impl Writer {
         match recovered {
             Ok((database, slots, events, last)) => {
                 *shared.database.write() = Some(database);
-                let slots = slots.into_iter().map(|(key, slot)| (key, (slot, Bytes::new()))).collect();
+                let slots = slots
+                    .into_iter()
+                    .map(|(key, slot)| (key, (slot, Bytes::new())))
+                    .collect();
                 self.publish(events, slots, last, None);
             }
             Err(error) => tracing::error!(%error, "the store could not be opened again"),
@@ -313,7 +361,11 @@ impl Drop for Writer {
         let orderly = self.closing.is_some();
         self.shared.closed.store(true, Ordering::Release);
         *self.shared.database.write() = None;
-        self.shared.hub.end(if orderly { Error::Closed } else { self.shared.gone() });
+        self.shared.hub.end(if orderly {
+            Error::Closed
+        } else {
+            self.shared.gone()
+        });
         if let Some(reply) = self.closing.take() {
             let _ = reply.send(Ok(()));
         }
@@ -345,8 +397,15 @@ struct Done {
 
 impl<'a> Batch<'a> {
     fn new(index: RwLockReadGuard<'a, Index>, tables: Tables<'a>) -> Self {
-        let done = Done { revision: index.revision, ..Done::default() };
-        Batch { index, tables, done }
+        let done = Done {
+            revision: index.revision,
+            ..Done::default()
+        };
+        Batch {
+            index,
+            tables,
+            done,
+        }
     }
 
     /// Lets go of the index and the tables.
@@ -355,7 +414,12 @@ impl<'a> Batch<'a> {
     }
 
     fn expire(&mut self, now: u64) -> Result<()> {
-        let due: Vec<Arc<str>> = self.index.expired(now).take(EXPIRE_CHUNK).map(|(key, _)| key.clone()).collect();
+        let due: Vec<Arc<str>> = self
+            .index
+            .expired(now)
+            .take(EXPIRE_CHUNK)
+            .map(|(key, _)| key.clone())
+            .collect();
         for key in due {
             // Nothing is expected, so that the outcome cannot be a conflict.
             let _ = self.write(key, Expect::Any, None, None)?;
@@ -379,11 +443,17 @@ impl<'a> Batch<'a> {
             _ => false,
         };
         if !as_expected || (value.is_none() && current.is_none()) {
-            return Ok(Err(Error::Conflict { current: current.map(Box::new) }));
+            return Ok(Err(Error::Conflict {
+                current: current.map(Box::new),
+            }));
         }
         self.done.revision += 1;
         let revision = self.done.revision;
-        let kind = if value.is_some() { Kind::Put } else { Kind::Delete };
+        let kind = if value.is_some() {
+            Kind::Put
+        } else {
+            Kind::Delete
+        };
         let value = value.unwrap_or_default();
         let record = Record {
             kind,
@@ -402,28 +472,44 @@ impl<'a> Batch<'a> {
             create_revision: record.created,
             mod_revision: revision,
         };
-        let kind = if kind == Kind::Put { EventKind::Put } else { EventKind::Delete };
-        self.done.events.push(Event { kind, kv, prev_kv: current.clone() });
+        let kind = if kind == Kind::Put {
+            EventKind::Put
+        } else {
+            EventKind::Delete
+        };
+        self.done.events.push(Event {
+            kind,
+            kv,
+            prev_kv: current.clone(),
+        });
         self.done.slots.insert(key, (slot, value));
-        Ok(Ok(Written { revision, prev: current }))
+        Ok(Ok(Written {
+            revision,
+            prev: current,
+        }))
     }
 
     /// What is known of a key, counting what this batch has done so far: the key as the index shares it, its last
     /// version, and that with its value if the key exists.
     fn current(&self, key: Arc<str>) -> Result<(Arc<str>, Option<Slot>, Option<KeyValue>)> {
-        let (key, slot, value) = if let Some((key, (slot, value))) = self.done.slots.get_key_value(&key) {
-            (key.clone(), *slot, Some(value.clone()))
-        } else if let Some((key, slot)) = self.index.get(&key) {
-            (key.clone(), *slot, None)
-        } else {
-            return Ok((key, None, None));
-        };
+        let (key, slot, value) =
+            if let Some((key, (slot, value))) = self.done.slots.get_key_value(&key) {
+                (key.clone(), *slot, Some(value.clone()))
+            } else if let Some((key, slot)) = self.index.get(&key) {
+                (key.clone(), *slot, None)
+            } else {
+                return Ok((key, None, None));
+            };
         if !slot.exists() {
             return Ok((key, Some(slot), None));
         }
         let value = value.map_or_else(|| self.tables.value(slot.modified), Ok)?;
-        let kv =
-            KeyValue { key: key.clone(), value, create_revision: slot.created, mod_revision: slot.modified };
+        let kv = KeyValue {
+            key: key.clone(),
+            value,
+            create_revision: slot.created,
+            mod_revision: slot.modified,
+        };
         Ok((key, Some(slot), Some(kv)))
     }
 
@@ -440,5 +526,7 @@ impl<'a> Batch<'a> {
 
 /// How much room the disk has. If it does not say, that is for the write to find out.
 fn free_bytes(path: &Path) -> u64 {
-    nix::sys::statvfs::statvfs(path).map_or(u64::MAX, |disk| disk.blocks_available() * disk.fragment_size())
+    nix::sys::statvfs::statvfs(path).map_or(u64::MAX, |disk| {
+        disk.blocks_available() * disk.fragment_size()
+    })
 }

@@ -30,7 +30,10 @@ struct Shared {
 
 impl Leases {
     pub fn new(client: LeaseClient) -> Self {
-        Leases { client, shared: Mutex::default() }
+        Leases {
+            client,
+            shared: Mutex::default(),
+        }
     }
 
     /// A lease that lasts for `ttl` from now at least.
@@ -39,14 +42,29 @@ impl Leases {
         let mut shared = self.shared.lock().await;
         let now = Instant::now();
         shared.retain(|_, lease| lease.expires > now);
-        if let Some(lease) = shared.get_mut(&seconds).filter(|lease| usable(lease, now, ttl)) {
+        if let Some(lease) = shared
+            .get_mut(&seconds)
+            .filter(|lease| usable(lease, now, ttl))
+        {
             lease.keys += 1;
             return Ok(lease.id);
         }
         let length = Duration::from_secs(seconds) + extra(seconds);
-        let granted = self.client.clone().grant(length.as_secs() as i64, None).await.map_err(fault)?;
+        let granted = self
+            .client
+            .clone()
+            .grant(length.as_secs() as i64, None)
+            .await
+            .map_err(fault)?;
         // Counted from before the request, so that etcd's own count ends no earlier.
-        shared.insert(seconds, Shared { id: granted.id(), expires: now + length, keys: 1 });
+        shared.insert(
+            seconds,
+            Shared {
+                id: granted.id(),
+                expires: now + length,
+                keys: 1,
+            },
+        );
         Ok(granted.id())
     }
 }
@@ -77,9 +95,18 @@ mod tests {
             assert_eq!(extra(seconds), Duration::from_secs(longer));
         }
         let now = Instant::now();
-        let lease = |expires, keys| Shared { id: 1, expires: now + Duration::from_secs(expires), keys };
+        let lease = |expires, keys| Shared {
+            id: 1,
+            expires: now + Duration::from_secs(expires),
+            keys,
+        };
         let ttl = Duration::from_secs(100);
-        for (lease, expected) in [(lease(105, 1), true), (lease(100, 999), true), (lease(99, 1), false), (lease(105, 1000), false)] {
+        for (lease, expected) in [
+            (lease(105, 1), true),
+            (lease(100, 999), true),
+            (lease(99, 1), false),
+            (lease(105, 1000), false),
+        ] {
             assert_eq!(usable(&lease, now, ttl), expected, "{lease:?}");
         }
     }

@@ -20,8 +20,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, GetResponse, Identity,
-    KvClient, PutOptions, ResponseHeader, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchClient,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions,
+    GetResponse, Identity, KvClient, PutOptions, ResponseHeader, TlsOptions, Txn, TxnOp,
+    TxnOpResponse, WatchClient,
 };
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -47,7 +48,11 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { tls: None, history: Some(Duration::from_secs(300)), timeout: Duration::from_secs(10) }
+        Options {
+            tls: None,
+            history: Some(Duration::from_secs(300)),
+            timeout: Duration::from_secs(10),
+        }
     }
 }
 
@@ -89,12 +94,19 @@ impl Etcd {
         if let Some(tls) = &options.tls {
             connect = connect.with_tls(tls_options(tls));
         }
-        let client = Client::connect(endpoints, Some(connect)).await.map_err(fault)?;
+        let client = Client::connect(endpoints, Some(connect))
+            .await
+            .map_err(fault)?;
         let kv = client.kv_client().max_decoding_message_size(usize::MAX);
         let watch = client.watch_client().max_decoding_message_size(usize::MAX);
         let revision = retry(options.timeout, || probe(kv.clone())).await?;
-        let shared =
-            Arc::new(Shared { kv, watch, hub: Hub::new(revision), options, closed: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            kv,
+            watch,
+            hub: Hub::new(revision),
+            options,
+            closed: AtomicBool::new(false),
+        });
         let pump = tokio::spawn(pump::run(shared.clone()));
         Ok(Etcd {
             leases: leases::Leases::new(client.lease_client()),
@@ -106,9 +118,16 @@ impl Etcd {
 
     async fn txn(&self, txn: Txn) -> Result<(bool, u64, Option<TxnOpResponse>)> {
         let mut kv = self.shared.open()?;
-        let response = limited(self.shared.options.timeout, async { kv.txn(txn).await.map_err(fault) }).await?;
+        let response = limited(self.shared.options.timeout, async {
+            kv.txn(txn).await.map_err(fault)
+        })
+        .await?;
         let outcome = response.op_responses().into_iter().next();
-        Ok((response.succeeded(), revision_of(response.header()), outcome))
+        Ok((
+            response.succeeded(),
+            revision_of(response.header()),
+            outcome,
+        ))
     }
 }
 
@@ -145,12 +164,20 @@ fn key_value(kv: &etcd_client::KeyValue) -> KeyValue {
 
 /// etcd tells its errors apart by their messages only.
 fn fault(error: etcd_client::Error) -> Error {
-    let etcd_client::Error::GRpcStatus(status) = &error else { return Error::Unavailable(error.to_string()) };
+    let etcd_client::Error::GRpcStatus(status) = &error else {
+        return Error::Unavailable(error.to_string());
+    };
     let message = status.message();
     if message.contains("has been compacted") {
-        Error::Compacted { requested: 0, oldest: 0 }
+        Error::Compacted {
+            requested: 0,
+            oldest: 0,
+        }
     } else if message.contains("is a future revision") {
-        Error::FutureRevision { requested: 0, current: 0 }
+        Error::FutureRevision {
+            requested: 0,
+            current: 0,
+        }
     } else if message.contains("request is too large") || status.code() == Code::OutOfRange {
         Error::TooLarge { size: 0, limit: 0 }
     } else if message.contains("database space exceeded") {
@@ -162,8 +189,15 @@ fn fault(error: etcd_client::Error) -> Error {
 
 /// Waits no longer than `timeout`.
 async fn limited<T>(timeout: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
-    let late = |_| Err(Error::Unavailable(format!("etcd did not answer within {} s", timeout.as_secs())));
-    tokio::time::timeout(timeout, work).await.unwrap_or_else(late)
+    let late = |_| {
+        Err(Error::Unavailable(format!(
+            "etcd did not answer within {} s",
+            timeout.as_secs()
+        )))
+    };
+    tokio::time::timeout(timeout, work)
+        .await
+        .unwrap_or_else(late)
 }
 
 /// How long to wait before trying again, for the `attempt`th time.
@@ -172,7 +206,10 @@ fn back_off(attempt: u32) -> Duration {
 }
 
 /// Asks until there is an answer, `timeout` has passed, or something else than silence comes back.
-async fn retry<T, F: Future<Output = Result<T>>>(timeout: Duration, ask: impl Fn() -> F) -> Result<T> {
+async fn retry<T, F: Future<Output = Result<T>>>(
+    timeout: Duration,
+    ask: impl Fn() -> F,
+) -> Result<T> {
     let deadline = Instant::now() + timeout;
     let mut attempt = 0;
     loop {
@@ -189,7 +226,11 @@ async fn retry<T, F: Future<Output = Result<T>>>(timeout: Duration, ask: impl Fn
 
 impl Shared {
     fn open(&self) -> Result<KvClient> {
-        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(self.kv.clone()) }
+        if self.closed.load(Ordering::Acquire) {
+            Err(Error::Closed)
+        } else {
+            Ok(self.kv.clone())
+        }
     }
 
     async fn get(&self, key: &str, options: GetOptions) -> Result<GetResponse> {
@@ -202,10 +243,20 @@ impl Shared {
     }
 
     async fn range(&self, range: Range) -> Result<RangeResult> {
-        let start = if range.start.is_empty() { FIRST_KEY } else { &range.start };
+        let start = if range.start.is_empty() {
+            FIRST_KEY
+        } else {
+            &range.start
+        };
         // etcd takes a range that ends where it starts for a question about that key.
-        let (end, nothing) = if start < &*range.end { (&*range.end, false) } else { (FIRST_KEY, true) };
-        let mut options = GetOptions::new().with_range(end).with_limit(range.limit as i64);
+        let (end, nothing) = if start < &*range.end {
+            (&*range.end, false)
+        } else {
+            (FIRST_KEY, true)
+        };
+        let mut options = GetOptions::new()
+            .with_range(end)
+            .with_limit(range.limit as i64);
         if let Some(revision) = range.revision {
             options = options.with_revision(revision as i64);
         }
@@ -216,16 +267,24 @@ impl Shared {
             options = options.with_count_only();
         }
         let response = self.get(start, options).await.map_err(|e| match e {
-            Error::Compacted { oldest, .. } => Error::Compacted { requested: range.revision.unwrap_or(0), oldest },
+            Error::Compacted { oldest, .. } => Error::Compacted {
+                requested: range.revision.unwrap_or(0),
+                oldest,
+            },
             Error::FutureRevision { .. } => Error::FutureRevision {
                 requested: range.revision.unwrap_or(0),
                 current: self.hub.position(),
             },
             other => other,
         })?;
-        let revision = range.revision.unwrap_or_else(|| revision_of(response.header()));
+        let revision = range
+            .revision
+            .unwrap_or_else(|| revision_of(response.header()));
         if nothing {
-            return Ok(RangeResult { revision, ..RangeResult::default() });
+            return Ok(RangeResult {
+                revision,
+                ..RangeResult::default()
+            });
         }
         Ok(RangeResult {
             kvs: response.kvs().iter().map(key_value).collect(),
@@ -259,7 +318,10 @@ fn conflict(outcome: Option<TxnOpResponse>) -> Error {
 fn too_large(error: Error, value: &Bytes) -> Error {
     match error {
         // etcd's default limit; it does not say which one it has.
-        Error::TooLarge { .. } => Error::TooLarge { size: value.len(), limit: 3 << 19 },
+        Error::TooLarge { .. } => Error::TooLarge {
+            size: value.len(),
+            limit: 3 << 19,
+        },
         other => other,
     }
 }
@@ -279,7 +341,16 @@ impl Store for Etcd {
     }
 
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<KeyValue>>> {
-        async move { Ok(self.shared.get(key, GetOptions::new()).await?.kvs().first().map(key_value)) }.boxed()
+        async move {
+            Ok(self
+                .shared
+                .get(key, GetOptions::new())
+                .await?
+                .kvs()
+                .first()
+                .map(key_value))
+        }
+        .boxed()
     }
 
     fn range(&self, range: Range) -> BoxFuture<'_, Result<RangeResult>> {
@@ -334,21 +405,26 @@ impl Store for Etcd {
     }
 
     fn watch<'a>(&'a self, prefix: &'a str, from: u64) -> BoxFuture<'a, Result<Watch>> {
-        let watch = self.shared.open().map(|_| self.shared.hub.watch(self.shared.clone(), prefix, from));
+        let watch = self
+            .shared
+            .open()
+            .map(|_| self.shared.hub.watch(self.shared.clone(), prefix, from));
         std::future::ready(watch).boxed()
     }
 
     fn compact(&self, revision: u64) -> BoxFuture<'_, Result<()>> {
         async move {
             let mut kv = self.shared.open()?;
-            let compacted =
-                limited(self.shared.options.timeout, async { kv.compact(revision as i64, None).await.map_err(fault) });
+            let compacted = limited(self.shared.options.timeout, async {
+                kv.compact(revision as i64, None).await.map_err(fault)
+            });
             match compacted.await {
                 // Somebody was there before.
                 Ok(_) | Err(Error::Compacted { .. }) => Ok(()),
-                Err(Error::FutureRevision { .. }) => {
-                    Err(Error::FutureRevision { requested: revision, current: self.shared.hub.position() })
-                }
+                Err(Error::FutureRevision { .. }) => Err(Error::FutureRevision {
+                    requested: revision,
+                    current: self.shared.hub.position(),
+                }),
                 Err(other) => Err(other),
             }
         }
@@ -381,7 +457,18 @@ impl Drop for Etcd {
 }
 
 impl Log for Shared {
-    fn read(self: Arc<Self>, prefix: Arc<str>, from: u64, to: u64) -> BoxFuture<'static, Result<Batch>> {
-        async move { retry(self.options.timeout, || pump::read(self.watch.clone(), &prefix, from, to)).await }.boxed()
+    fn read(
+        self: Arc<Self>,
+        prefix: Arc<str>,
+        from: u64,
+        to: u64,
+    ) -> BoxFuture<'static, Result<Batch>> {
+        async move {
+            retry(self.options.timeout, || {
+                pump::read(self.watch.clone(), &prefix, from, to)
+            })
+            .await
+        }
+        .boxed()
     }
 }

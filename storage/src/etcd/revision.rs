@@ -93,7 +93,11 @@ mod tests {
         gate.add_permits(2);
         assert_eq!(first.await.unwrap().unwrap(), 1);
         for other in others {
-            assert_eq!(other.await.unwrap().unwrap(), 2, "they all came after the first request was sent");
+            assert_eq!(
+                other.await.unwrap().unwrap(),
+                2,
+                "they all came after the first request was sent"
+            );
         }
         assert_eq!(asked.load(Ordering::SeqCst), 2);
     }
