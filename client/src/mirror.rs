@@ -23,7 +23,11 @@ pub struct Mirror<V> {
 
 impl<V> Default for Mirror<V> {
     fn default() -> Self {
-        Self { items: BTreeMap::new(), listing: None, synced: false }
+        Self {
+            items: BTreeMap::new(),
+            listing: None,
+            synced: false,
+        }
     }
 }
 
@@ -107,21 +111,39 @@ mod tests {
         let mut mirror: Mirror<String> = Mirror::default();
         let mut feed = |event: Event<ConfigMap>| {
             let mut told = Vec::new();
-            let reduce = |m: &ConfigMap| m.metadata.labels.as_ref()?.get("l").filter(|l| *l != "hidden").cloned();
-            mirror.apply(event, reduce, |key, old, new| told.push(format!("{key} {old:?} {new:?}")));
+            let reduce = |m: &ConfigMap| {
+                m.metadata
+                    .labels
+                    .as_ref()?
+                    .get("l")
+                    .filter(|l| *l != "hidden")
+                    .cloned()
+            };
+            mirror.apply(event, reduce, |key, old, new| {
+                told.push(format!("{key} {old:?} {new:?}"))
+            });
             (told.join("; "), mirror.synced())
         };
         let quiet = (String::new(), false);
         assert_eq!(feed(Event::Init), quiet);
         assert_eq!(feed(Event::InitApply(map("a", "1"))), quiet);
         assert_eq!(feed(Event::InitApply(map("b", "hidden"))), quiet);
-        assert_eq!(feed(Event::InitDone), ("ns/a None Some(\"1\")".into(), true));
+        assert_eq!(
+            feed(Event::InitDone),
+            ("ns/a None Some(\"1\")".into(), true)
+        );
         assert_eq!(feed(Event::Apply(map("a", "1"))).0, "");
-        assert_eq!(feed(Event::Apply(map("a", "hidden"))).0, "ns/a Some(\"1\") None");
+        assert_eq!(
+            feed(Event::Apply(map("a", "hidden"))).0,
+            "ns/a Some(\"1\") None"
+        );
         assert_eq!(feed(Event::Delete(map("b", "2"))).0, "");
         assert_eq!(feed(Event::Apply(map("a", "2"))).0, "ns/a None Some(\"2\")");
         feed(Event::Init);
         feed(Event::InitApply(map("c", "3")));
-        assert_eq!(feed(Event::InitDone).0, "ns/c None Some(\"3\"); ns/a Some(\"2\") None");
+        assert_eq!(
+            feed(Event::InitDone).0,
+            "ns/c None Some(\"3\"); ns/a Some(\"2\") None"
+        );
     }
 }

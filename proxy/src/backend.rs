@@ -7,9 +7,16 @@ use crate::model::Model;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot run {program}: {source}")]
-    Start { program: String, source: std::io::Error },
+    Start {
+        program: String,
+        source: std::io::Error,
+    },
     #[error("{program} failed ({status}): {message}")]
-    Failed { program: String, status: std::process::ExitStatus, message: String },
+    Failed {
+        program: String,
+        status: std::process::ExitStatus,
+        message: String,
+    },
 }
 
 pub trait Backend: Send {

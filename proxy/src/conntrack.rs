@@ -22,11 +22,18 @@ pub struct Targets {
 impl Targets {
     pub fn of(model: &Model) -> Self {
         let mut all = Self::default();
-        let udp = model.ports.iter().filter(|p| p.protocol == Protocol::Udp && !p.serving.is_empty());
+        let udp = model
+            .ports
+            .iter()
+            .filter(|p| p.protocol == Protocol::Udp && !p.serving.is_empty());
         for port in udp {
             let ips = [port.cluster_ip].into_iter();
-            for ip in ips.chain(port.load_balancer_ips.clone()).chain(port.external_ips.clone()) {
-                all.addresses.insert(SocketAddr::new(ip, port.port), port.serving.clone());
+            for ip in ips
+                .chain(port.load_balancer_ips.clone())
+                .chain(port.external_ips.clone())
+            {
+                all.addresses
+                    .insert(SocketAddr::new(ip, port.port), port.serving.clone());
             }
             if let Some(number) = port.node_port {
                 all.node_ports.insert(number, port.serving.clone());
@@ -59,10 +66,15 @@ impl Flow {
     /// One line of `conntrack -L`: `src= dst= sport= dport=` of the first direction, then of the answer.
     fn parse(line: &str) -> Option<Self> {
         let nth = |key: &str, n: usize| {
-            line.split_whitespace().filter_map(|word| word.strip_prefix(key)).nth(n)
+            line.split_whitespace()
+                .filter_map(|word| word.strip_prefix(key))
+                .nth(n)
         };
         let address = |ip: &str, port: &str, n: usize| -> Option<SocketAddr> {
-            Some(SocketAddr::new(nth(ip, n)?.parse::<IpAddr>().ok()?, nth(port, n)?.parse().ok()?))
+            Some(SocketAddr::new(
+                nth(ip, n)?.parse::<IpAddr>().ok()?,
+                nth(port, n)?.parse().ok()?,
+            ))
         };
         Some(Self {
             destination: address("dst=", "dport=", 0)?,
@@ -72,7 +84,11 @@ impl Flow {
 }
 
 fn plan(table: &str, targets: &Targets) -> BTreeSet<Flow> {
-    table.lines().filter_map(Flow::parse).filter(|flow| targets.is_stale(flow)).collect()
+    table
+        .lines()
+        .filter_map(Flow::parse)
+        .filter(|flow| targets.is_stale(flow))
+        .collect()
 }
 
 /// Lists the UDP flows and deletes the stale ones. Failing is no reason to fail a sync: the flows
@@ -86,12 +102,27 @@ pub async fn clean(family: Family, targets: &Targets) {
         Ok(table) => table,
         Err(error) => return tracing::warn!(%error, "cannot list UDP flows"),
     };
-    for Flow { destination, answers } in plan(&table, targets) {
+    for Flow {
+        destination,
+        answers,
+    } in plan(&table, targets)
+    {
         let (ip, port) = (destination.ip().to_string(), destination.port().to_string());
         let (from, from_port) = (answers.ip().to_string(), answers.port().to_string());
         let args = [
-            "-D", "-f", family, "-p", "udp", "--orig-dst", &ip, "--orig-port-dst", &port,
-            "--reply-src", &from, "--reply-port-src", &from_port,
+            "-D",
+            "-f",
+            family,
+            "-p",
+            "udp",
+            "--orig-dst",
+            &ip,
+            "--orig-port-dst",
+            &port,
+            "--reply-src",
+            &from,
+            "--reply-port-src",
+            &from_port,
         ];
         match conntrack(&args).await {
             Ok(_) => tracing::debug!(%destination, %answers, "forgot stale UDP flows"),
@@ -101,7 +132,11 @@ pub async fn clean(family: Family, targets: &Targets) {
 }
 
 async fn conntrack(args: &[&str]) -> std::io::Result<String> {
-    let output = Command::new("conntrack").args(args).kill_on_drop(true).output().await?;
+    let output = Command::new("conntrack")
+        .args(args)
+        .kill_on_drop(true)
+        .output()
+        .await?;
     if !output.status.success() {
         let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return Err(std::io::Error::other(message));
@@ -135,7 +170,10 @@ mod tests {
             "udp 17 garbage\n".into(),
         ]
         .concat();
-        let stale: Vec<_> = plan(&table, &targets).into_iter().map(|f| f.answers.ip().to_string()).collect();
+        let stale: Vec<_> = plan(&table, &targets)
+            .into_iter()
+            .map(|f| f.answers.ip().to_string())
+            .collect();
         assert_eq!(stale, ["10.244.0.4", "10.96.0.10", "10.244.0.3"]);
     }
 }

@@ -31,7 +31,12 @@ pub type Shared = Arc<Mutex<Status>>;
 
 impl Status {
     pub fn new(timeout: Duration) -> Self {
-        Self { timeout, waiting_since: None, updated: Timestamp::now(), node_eligible: false }
+        Self {
+            timeout,
+            waiting_since: None,
+            updated: Timestamp::now(),
+            node_eligible: false,
+        }
     }
 
     pub fn queued(&mut self) {
@@ -44,7 +49,8 @@ impl Status {
     }
 
     pub fn healthy(&self) -> bool {
-        self.waiting_since.is_none_or(|since| since.elapsed() < self.timeout)
+        self.waiting_since
+            .is_none_or(|since| since.elapsed() < self.timeout)
     }
 
     /// As kube-proxy answers; `node` says whether the node's own state counts.
@@ -59,15 +65,26 @@ impl Status {
         if node {
             body["nodeEligible"] = json!(self.node_eligible);
         }
-        let code = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        (code, [(header::CONTENT_TYPE, "application/json")], body.to_string())
+        let code = if good {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        (
+            code,
+            [(header::CONTENT_TYPE, "application/json")],
+            body.to_string(),
+        )
     }
 }
 
 pub fn router(status: Shared) -> Router {
     let healthz = |State(status): State<Shared>| async move { status.lock().answer(true) };
     let livez = |State(status): State<Shared>| async move { status.lock().answer(false) };
-    Router::new().route("/healthz", get(healthz)).route("/livez", get(livez)).with_state(status)
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/livez", get(livez))
+        .with_state(status)
 }
 
 /// The ports of the Services' own health checks, opened and closed as the model says.
@@ -90,13 +107,19 @@ impl Drop for Server {
 
 impl ServiceChecks {
     pub fn new(status: Shared) -> Self {
-        Self { status, servers: BTreeMap::new() }
+        Self {
+            status,
+            servers: BTreeMap::new(),
+        }
     }
 
     /// `wanted` gives for every Service its port and the number of ready endpoints on this node.
     pub async fn sync(&mut self, wanted: &BTreeMap<String, (u16, usize)>) {
-        self.servers
-            .retain(|service, server| wanted.get(service).is_some_and(|(port, _)| *port == server.port));
+        self.servers.retain(|service, server| {
+            wanted
+                .get(service)
+                .is_some_and(|(port, _)| *port == server.port)
+        });
         for (service, (port, count)) in wanted {
             if let Some(server) = self.servers.get(service) {
                 *server.endpoints.lock() = *count;
@@ -111,10 +134,19 @@ impl ServiceChecks {
                             tracing::warn!(%error, "health check port closed");
                         }
                     });
-                    self.servers.insert(service.clone(), Server { port: *port, endpoints, task });
+                    self.servers.insert(
+                        service.clone(),
+                        Server {
+                            port: *port,
+                            endpoints,
+                            task,
+                        },
+                    );
                 }
                 // Tried again with the next sync.
-                Err(error) => tracing::warn!(service, port, %error, "cannot open health check port"),
+                Err(error) => {
+                    tracing::warn!(service, port, %error, "cannot open health check port")
+                }
             }
         }
     }
@@ -134,7 +166,10 @@ fn service_router(service: &str, status: Shared, endpoints: Arc<Mutex<usize>>) -
         };
         let headers = [
             (header::CONTENT_TYPE, "application/json".to_owned()),
-            (HeaderName::from_static("x-load-balancing-endpoint-weight"), count.to_string()),
+            (
+                HeaderName::from_static("x-load-balancing-endpoint-weight"),
+                count.to_string(),
+            ),
         ];
         async move { (code, headers, body.to_string()) }
     })

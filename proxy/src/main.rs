@@ -22,7 +22,8 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 async fn main() -> anyhow::Result<()> {
     client::init();
     let options = Options::parse().complete()?;
-    let planes = FAMILIES.map(|family| Plane::new(family, Iptables::new(family, options.rules(family))));
+    let planes =
+        FAMILIES.map(|family| Plane::new(family, Iptables::new(family, options.rules(family))));
     if options.cleanup {
         for mut plane in planes {
             plane.backend.cleanup().await?;
@@ -41,7 +42,9 @@ async fn run(options: Options, planes: Vec<Plane<Iptables>>) -> anyhow::Result<(
     let node = options.node_name()?;
     let agent = concat!("proxy/", env!("CARGO_PKG_VERSION"));
     let api = client::connect(options.kubeconfig.as_deref(), agent).await?;
-    let status = Arc::new(Mutex::new(health::Status::new(options.iptables_sync_period * 2)));
+    let status = Arc::new(Mutex::new(health::Status::new(
+        options.iptables_sync_period * 2,
+    )));
     if let Some(address) = listen_address(&options.healthz_bind_address)? {
         let listener = tokio::net::TcpListener::bind(address)
             .await

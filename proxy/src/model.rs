@@ -20,7 +20,11 @@ pub enum Family {
 
 impl Family {
     pub fn of(address: &IpAddr) -> Self {
-        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+        if address.is_ipv4() {
+            Self::V4
+        } else {
+            Self::V6
+        }
     }
 
     pub fn has(self, net: &IpNet) -> bool {
@@ -107,7 +111,10 @@ impl PortRules {
 pub fn build(state: &State, family: Family) -> Model {
     let mut slices: BTreeMap<&str, Vec<&Slice>> = BTreeMap::new();
     for slice in state.slices.items().values() {
-        slices.entry(slice.service.as_str()).or_default().push(slice);
+        slices
+            .entry(slice.service.as_str())
+            .or_default()
+            .push(slice);
     }
     let mut model = Model {
         node_addresses: of_family(&state.node.addresses, family),
@@ -117,7 +124,10 @@ pub fn build(state: &State, family: Family) -> Model {
         let Some(cluster_ip) = of_family(&service.cluster_ips, family).first().copied() else {
             continue;
         };
-        let slices = slices.get(key.as_str()).map(Vec::as_slice).unwrap_or_default();
+        let slices = slices
+            .get(key.as_str())
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         for (at, port) in service.ports.iter().enumerate() {
             let mut rules = skeleton(key, service, port, cluster_ip, family);
             rules.health_check_node_port = service.health_check_node_port.filter(|_| at == 0);
@@ -126,7 +136,9 @@ pub fn build(state: &State, family: Family) -> Model {
             model.ports.push(rules);
         }
         if let Some(port) = service.health_check_node_port {
-            model.health_checks.insert(key.clone(), (port, local_ready(slices, family)));
+            model
+                .health_checks
+                .insert(key.clone(), (port, local_ready(slices, family)));
         }
     }
     model
@@ -169,7 +181,11 @@ fn skeleton(
 }
 
 fn of_family(addresses: &[IpAddr], family: Family) -> Vec<IpAddr> {
-    addresses.iter().filter(|ip| Family::of(ip) == family).copied().collect()
+    addresses
+        .iter()
+        .filter(|ip| Family::of(ip) == family)
+        .copied()
+        .collect()
 }
 
 /// The endpoints of one Service port over all its slices. An address that two pods share for a
@@ -181,11 +197,16 @@ fn endpoints<'a>(
 ) -> BTreeMap<SocketAddr, &'a Endpoint> {
     let mut found: BTreeMap<SocketAddr, &Endpoint> = BTreeMap::new();
     for slice in slices {
-        let offered = slice.ports.iter().filter(|(name, protocol, _)| {
-            *name == port.name && *protocol == port.protocol
-        });
+        let offered = slice
+            .ports
+            .iter()
+            .filter(|(name, protocol, _)| *name == port.name && *protocol == port.protocol);
         for (_, _, number) in offered {
-            for endpoint in slice.endpoints.iter().filter(|e| Family::of(&e.address) == family) {
+            for endpoint in slice
+                .endpoints
+                .iter()
+                .filter(|e| Family::of(&e.address) == family)
+            {
                 let at = found.entry(endpoint.at(*number)).or_insert(endpoint);
                 if !endpoint.terminating {
                     *at = endpoint;
@@ -201,13 +222,20 @@ fn endpoints<'a>(
 fn categorize(rules: &mut PortRules, endpoints: &BTreeMap<SocketAddr, &Endpoint>, node: &Node) {
     let draining = |e: &Endpoint| e.serving && e.terminating;
     let pick = |test: &dyn Fn(&Endpoint) -> bool| -> Vec<SocketAddr> {
-        endpoints.iter().filter(|(_, e)| test(e)).map(|(at, _)| *at).collect()
+        endpoints
+            .iter()
+            .filter(|(_, e)| test(e))
+            .map(|(at, _)| *at)
+            .collect()
     };
     let or_else = |first: Vec<SocketAddr>, test: &dyn Fn(&Endpoint) -> bool| {
         if first.is_empty() { pick(test) } else { first }
     };
-    rules.serving =
-        endpoints.iter().filter(|(_, e)| e.serving).map(|(at, _)| *at).collect();
+    rules.serving = endpoints
+        .iter()
+        .filter(|(_, e)| e.serving)
+        .map(|(at, _)| *at)
+        .collect();
     if rules.uses_cluster() {
         let near = Topology::from_hints(endpoints.values().copied(), node);
         let ready = pick(&|e| e.ready && near.admits(e, node));
@@ -257,9 +285,10 @@ impl Topology {
 
 /// Ready endpoints on this node, each address once however many ports it has.
 fn local_ready(slices: &[&Slice], family: Family) -> usize {
-    let ready = slices.iter().flat_map(|slice| &slice.endpoints).filter(|e| {
-        e.local && e.ready && Family::of(&e.address) == family
-    });
+    let ready = slices
+        .iter()
+        .flat_map(|slice| &slice.endpoints)
+        .filter(|e| e.local && e.ready && Family::of(&e.address) == family);
     ready.map(|e| e.address).collect::<BTreeSet<_>>().len()
 }
 
@@ -275,13 +304,21 @@ mod tests {
     fn state(service: Value, slices: &[Value]) -> State {
         let service: core::Service = serde_json::from_value(service).unwrap();
         let mut state = State {
-            node: Node { name: "here".into(), zone: "z1".into(), ..Node::default() },
+            node: Node {
+                name: "here".into(),
+                zone: "z1".into(),
+                ..Node::default()
+            },
             ..State::default()
         };
-        state.services.set(&key_of(&service), Service::reduce(&service), |_, _, _| ());
+        state
+            .services
+            .set(&key_of(&service), Service::reduce(&service), |_, _, _| ());
         for slice in slices {
             let slice: discovery::EndpointSlice = serde_json::from_value(slice.clone()).unwrap();
-            state.slices.set(&key_of(&slice), Slice::reduce(&slice, "here"), |_, _, _| ());
+            state
+                .slices
+                .set(&key_of(&slice), Slice::reduce(&slice, "here"), |_, _, _| ());
         }
         state
     }
@@ -321,18 +358,24 @@ mod tests {
     fn ready_endpoints_first_then_draining_ones() {
         let draining = json!({"ready": false, "serving": true, "terminating": true});
         let gone = json!({"ready": false, "serving": false, "terminating": true});
-        let both = slice("s", json!([
-            endpoint("10.244.0.2", "here", json!({"ready": true})),
-            endpoint("10.244.0.3", "here", draining.clone()),
-            endpoint("10.244.0.4", "here", gone.clone()),
-        ]));
+        let both = slice(
+            "s",
+            json!([
+                endpoint("10.244.0.2", "here", json!({"ready": true})),
+                endpoint("10.244.0.3", "here", draining.clone()),
+                endpoint("10.244.0.4", "here", gone.clone()),
+            ]),
+        );
         let rules = only(&state(service(json!({})), &[both]));
         assert_eq!(ips(&rules.cluster), ["10.244.0.2:8080"]);
         assert_eq!(rules.serving.len(), 2);
-        let left = slice("s", json!([
-            endpoint("10.244.0.3", "here", draining.clone()),
-            endpoint("10.244.0.4", "here", gone.clone()),
-        ]));
+        let left = slice(
+            "s",
+            json!([
+                endpoint("10.244.0.3", "here", draining.clone()),
+                endpoint("10.244.0.4", "here", gone.clone()),
+            ]),
+        );
         let rules = only(&state(service(json!({})), &[left]));
         assert_eq!(ips(&rules.cluster), ["10.244.0.3:8080"]);
         let none = slice("s", json!([endpoint("10.244.0.4", "here", gone.clone())]));
@@ -341,20 +384,32 @@ mod tests {
 
     #[test]
     fn local_policies() {
-        let slices = [slice("s", json!([
-            endpoint("10.244.0.2", "here", json!({})),
-            endpoint("10.244.1.2", "there", json!({})),
-        ]))];
+        let slices = [slice(
+            "s",
+            json!([
+                endpoint("10.244.0.2", "here", json!({})),
+                endpoint("10.244.1.2", "there", json!({})),
+            ]),
+        )];
         let both = json!({"type": "NodePort", "externalTrafficPolicy": "Local",
             "ports": [{"name": "http", "port": 80, "nodePort": 30080}]});
         let rules = only(&state(service(both), &slices));
         assert_eq!(ips(&rules.cluster), ["10.244.0.2:8080", "10.244.1.2:8080"]);
         assert_eq!(ips(&rules.local), ["10.244.0.2:8080"]);
-        let rules = only(&state(service(json!({"internalTrafficPolicy": "Local"})), &slices));
+        let rules = only(&state(
+            service(json!({"internalTrafficPolicy": "Local"})),
+            &slices,
+        ));
         assert!(rules.cluster.is_empty());
         assert_eq!(ips(&rules.local), ["10.244.0.2:8080"]);
-        let away = [slice("s", json!([endpoint("10.244.1.2", "there", json!({}))]))];
-        let rules = only(&state(service(json!({"internalTrafficPolicy": "Local"})), &away));
+        let away = [slice(
+            "s",
+            json!([endpoint("10.244.1.2", "there", json!({}))]),
+        )];
+        let rules = only(&state(
+            service(json!({"internalTrafficPolicy": "Local"})),
+            &away,
+        ));
         assert!(rules.has_endpoints && !rules.has_internal_endpoints());
     }
 
@@ -367,12 +422,24 @@ mod tests {
             }
             e
         };
-        let case = |endpoints: Value| ips(&only(&state(service(json!({})), &[slice("s", endpoints)])).cluster);
+        let case = |endpoints: Value| {
+            ips(&only(&state(service(json!({})), &[slice("s", endpoints)])).cluster)
+        };
         assert_eq!(
-            case(json!([hinted("10.244.0.2", Some("z1")), hinted("10.244.0.3", Some("z2"))])),
+            case(json!([
+                hinted("10.244.0.2", Some("z1")),
+                hinted("10.244.0.3", Some("z2"))
+            ])),
             ["10.244.0.2:8080"]
         );
-        assert_eq!(case(json!([hinted("10.244.0.2", Some("z1")), hinted("10.244.0.3", None)])).len(), 2);
+        assert_eq!(
+            case(json!([
+                hinted("10.244.0.2", Some("z1")),
+                hinted("10.244.0.3", None)
+            ]))
+            .len(),
+            2
+        );
         assert_eq!(case(json!([hinted("10.244.0.2", Some("z2"))])).len(), 1);
     }
 
@@ -394,10 +461,16 @@ mod tests {
     fn shared_address_belongs_to_who_stays() {
         let dying = json!({"ready": false, "serving": true, "terminating": true});
         let slices = [
-            slice("a", json!([endpoint("10.244.0.2", "here", json!({"ready": true}))])),
+            slice(
+                "a",
+                json!([endpoint("10.244.0.2", "here", json!({"ready": true}))]),
+            ),
             slice("b", json!([endpoint("10.244.0.2", "here", dying)])),
         ];
-        assert_eq!(ips(&only(&state(service(json!({})), &slices)).cluster), ["10.244.0.2:8080"]);
+        assert_eq!(
+            ips(&only(&state(service(json!({})), &slices)).cluster),
+            ["10.244.0.2:8080"]
+        );
     }
 
     #[test]
@@ -413,17 +486,23 @@ mod tests {
         let spec = json!({"clusterIPs": ["10.96.0.20", "fd00::20"]});
         let state = state(service(spec), &[]);
         assert_eq!(build(&state, Family::V4).ports.len(), 1);
-        assert_eq!(build(&state, Family::V6).ports[0].cluster_ip, "fd00::20".parse::<IpAddr>().unwrap());
+        assert_eq!(
+            build(&state, Family::V6).ports[0].cluster_ip,
+            "fd00::20".parse::<IpAddr>().unwrap()
+        );
     }
 
     #[test]
     fn health_checks_count_ready_local_addresses() {
         let spec = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32000});
-        let slices = [slice("s", json!([
-            endpoint("10.244.0.2", "here", json!({})),
-            endpoint("10.244.0.3", "here", json!({"ready": false})),
-            endpoint("10.244.1.2", "there", json!({})),
-        ]))];
+        let slices = [slice(
+            "s",
+            json!([
+                endpoint("10.244.0.2", "here", json!({})),
+                endpoint("10.244.0.3", "here", json!({"ready": false})),
+                endpoint("10.244.1.2", "there", json!({})),
+            ]),
+        )];
         let model = build(&state(service(spec), &slices), Family::V4);
         assert_eq!(model.health_checks.values().next(), Some(&(32000, 1)));
     }

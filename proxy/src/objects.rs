@@ -95,8 +95,7 @@ impl Service {
         };
         let external_ips = addresses(spec.external_ips.as_deref().unwrap_or_default());
         let reachable = matches!(kind, "NodePort" | "LoadBalancer") || !external_ips.is_empty();
-        let external_local =
-            reachable && spec.external_traffic_policy.as_deref() == Some("Local");
+        let external_local = reachable && spec.external_traffic_policy.as_deref() == Some("Local");
         Some(Self {
             cluster_ips,
             external_ips,
@@ -131,7 +130,10 @@ impl ServicePort {
 
 /// IPs of load balancers in VIP mode: in mode `Proxy` the balancer itself must see the traffic.
 fn load_balancer_ips(service: &core::Service) -> Vec<IpAddr> {
-    let status = service.status.as_ref().and_then(|s| s.load_balancer.as_ref());
+    let status = service
+        .status
+        .as_ref()
+        .and_then(|s| s.load_balancer.as_ref());
     status
         .and_then(|s| s.ingress.as_ref())
         .into_iter()
@@ -149,9 +151,8 @@ fn source_ranges(spec: &core::ServiceSpec) -> Vec<IpNet> {
         .flatten()
         .filter_map(|range| range.trim().parse().ok())
         .collect();
-    let everywhere = |family: fn(&IpNet) -> bool| {
-        ranges.iter().any(|r| family(r) && r.prefix_len() == 0)
-    };
+    let everywhere =
+        |family: fn(&IpNet) -> bool| ranges.iter().any(|r| family(r) && r.prefix_len() == 0);
     let (v4, v6) = (
         everywhere(|r| matches!(r, IpNet::V4(_))),
         everywhere(|r| matches!(r, IpNet::V6(_))),
@@ -171,7 +172,11 @@ fn affinity(spec: &core::ServiceSpec) -> Option<u32> {
     }
     let config = spec.session_affinity_config.as_ref();
     let seconds = config.and_then(|c| c.client_ip.as_ref()?.timeout_seconds);
-    Some(seconds.and_then(|s| u32::try_from(s).ok()).unwrap_or(DEFAULT_AFFINITY_SECONDS))
+    Some(
+        seconds
+            .and_then(|s| u32::try_from(s).ok())
+            .unwrap_or(DEFAULT_AFFINITY_SECONDS),
+    )
 }
 
 fn addresses(from: &[String]) -> Vec<IpAddr> {
@@ -213,7 +218,10 @@ impl Slice {
             return None;
         }
         Some(Self {
-            service: format!("{}/{service}", slice.metadata.namespace.as_deref().unwrap_or_default()),
+            service: format!(
+                "{}/{service}",
+                slice.metadata.namespace.as_deref().unwrap_or_default()
+            ),
             ports: slice
                 .ports
                 .iter()
@@ -249,8 +257,18 @@ impl Endpoint {
             ready: conditions.ready.unwrap_or(true),
             serving: conditions.serving.unwrap_or(true),
             terminating: conditions.terminating.unwrap_or(false),
-            zones: hints.for_zones.into_iter().flatten().map(|z| z.name).collect(),
-            nodes: hints.for_nodes.into_iter().flatten().map(|n| n.name).collect(),
+            zones: hints
+                .for_zones
+                .into_iter()
+                .flatten()
+                .map(|z| z.name)
+                .collect(),
+            nodes: hints
+                .for_nodes
+                .into_iter()
+                .flatten()
+                .map(|n| n.name)
+                .collect(),
         })
     }
 
@@ -277,7 +295,10 @@ impl Node {
         let addresses = node.status.as_ref().and_then(|s| s.addresses.as_ref());
         Self {
             name: node.metadata.name.clone().unwrap_or_default(),
-            zone: labels.and_then(|l| l.get(ZONE)).cloned().unwrap_or_default(),
+            zone: labels
+                .and_then(|l| l.get(ZONE))
+                .cloned()
+                .unwrap_or_default(),
             addresses: addresses
                 .into_iter()
                 .flatten()

@@ -99,7 +99,8 @@ impl Options {
         if let Some(path) = self.config.take() {
             let text = std::fs::read_to_string(&path)
                 .with_context(|| format!("cannot read --config {}", path.display()))?;
-            self.merge(&text).with_context(|| format!("--config {}", path.display()))?;
+            self.merge(&text)
+                .with_context(|| format!("--config {}", path.display()))?;
         }
         match self.proxy_mode.as_str() {
             "iptables" | "" => Ok(self),
@@ -130,7 +131,9 @@ impl Options {
         }
         if let Some(ranges) = file.node_port_addresses {
             let ranges = ranges.iter().map(|range| range.parse());
-            self.nodeport_addresses = ranges.collect::<Result<_, _>>().context("nodePortAddresses")?;
+            self.nodeport_addresses = ranges
+                .collect::<Result<_, _>>()
+                .context("nodePortAddresses")?;
         }
         if self.hostname_override.is_none() && !file.hostname_override.is_empty() {
             self.hostname_override = Some(file.hostname_override);
@@ -140,15 +143,20 @@ impl Options {
         }
         let iptables = file.iptables;
         self.masquerade_all = iptables.masquerade_all.unwrap_or(self.masquerade_all);
-        self.iptables_masquerade_bit = iptables.masquerade_bit.unwrap_or(self.iptables_masquerade_bit);
-        self.iptables_localhost_nodeports =
-            iptables.localhost_node_ports.unwrap_or(self.iptables_localhost_nodeports);
+        self.iptables_masquerade_bit = iptables
+            .masquerade_bit
+            .unwrap_or(self.iptables_masquerade_bit);
+        self.iptables_localhost_nodeports = iptables
+            .localhost_node_ports
+            .unwrap_or(self.iptables_localhost_nodeports);
         let zero = |text: &str| text.is_empty() || text == "0s";
         if !zero(&iptables.sync_period) {
-            self.iptables_sync_period = duration(&iptables.sync_period).map_err(anyhow::Error::msg)?;
+            self.iptables_sync_period =
+                duration(&iptables.sync_period).map_err(anyhow::Error::msg)?;
         }
         if !zero(&iptables.min_sync_period) {
-            self.iptables_min_sync_period = duration(&iptables.min_sync_period).map_err(anyhow::Error::msg)?;
+            self.iptables_min_sync_period =
+                duration(&iptables.min_sync_period).map_err(anyhow::Error::msg)?;
         }
         Ok(())
     }
@@ -157,22 +165,33 @@ impl Options {
     pub fn node_name(&self) -> anyhow::Result<String> {
         let name = match &self.hostname_override {
             Some(name) => name.clone(),
-            None => std::fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read the host name")?,
+            None => std::fs::read_to_string("/proc/sys/kernel/hostname")
+                .context("cannot read the host name")?,
         };
         Ok(name.trim().to_lowercase())
     }
 
     pub fn rules(&self, family: Family) -> chains::Config {
-        let of_family = |nets: &[IpNet]| nets.iter().filter(|net| family.has(net)).copied().collect::<Vec<_>>();
+        let of_family = |nets: &[IpNet]| {
+            nets.iter()
+                .filter(|net| family.has(net))
+                .copied()
+                .collect::<Vec<_>>()
+        };
         let node_ports = of_family(&self.nodeport_addresses);
         let loopback: std::net::IpAddr = std::net::Ipv4Addr::LOCALHOST.into();
-        let on_loopback = node_ports.is_empty() || node_ports.iter().any(|net| net.contains(&loopback));
+        let on_loopback =
+            node_ports.is_empty() || node_ports.iter().any(|net| net.contains(&loopback));
         chains::Config {
             cluster_cidrs: of_family(&self.cluster_cidr),
             masquerade_all: self.masquerade_all,
             masquerade_bit: self.iptables_masquerade_bit,
-            localhost_node_ports: self.iptables_localhost_nodeports && on_loopback && family == Family::V4,
-            conntrack_liberal: sysctl_is_on(Path::new("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")),
+            localhost_node_ports: self.iptables_localhost_nodeports
+                && on_loopback
+                && family == Family::V4,
+            conntrack_liberal: sysctl_is_on(Path::new(
+                "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal",
+            )),
             node_port_addresses: node_ports,
         }
     }
@@ -189,14 +208,18 @@ pub fn listen_address(text: &str) -> anyhow::Result<Option<SocketAddr>> {
         Some(port) => format!("0.0.0.0:{port}"),
         None => text.to_owned(),
     };
-    Ok(Some(full.parse().with_context(|| format!("{text:?} is not an address with a port"))?))
+    Ok(Some(full.parse().with_context(|| {
+        format!("{text:?} is not an address with a port")
+    })?))
 }
 
 /// A duration as Go writes it.
 fn duration(text: &str) -> Result<Duration, String> {
     let bad = || format!("{text:?} is not a duration such as 30s or 1m30s");
     let span: jiff::SignedDuration = text.parse().map_err(|_| bad())?;
-    Duration::try_from(span).map_err(|_| bad()).and_then(|d| if d.is_zero() { Err(bad()) } else { Ok(d) })
+    Duration::try_from(span)
+        .map_err(|_| bad())
+        .and_then(|d| if d.is_zero() { Err(bad()) } else { Ok(d) })
 }
 
 #[cfg(test)]
@@ -209,14 +232,21 @@ mod tests {
 
     #[test]
     fn modes_that_do_not_exist_yet_are_refused() {
-        let error = options(&["--proxy-mode=ipvs"]).complete().unwrap_err().to_string();
+        let error = options(&["--proxy-mode=ipvs"])
+            .complete()
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("not implemented yet"), "{error}");
         assert!(options(&[]).complete().is_ok());
     }
 
     #[test]
     fn file_wins_over_flags() {
-        let mut o = options(&["--masquerade-all", "--cluster-cidr=10.0.0.0/8", "--hostname-override=me"]);
+        let mut o = options(&[
+            "--masquerade-all",
+            "--cluster-cidr=10.0.0.0/8",
+            "--hostname-override=me",
+        ]);
         o.merge(
             "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nclusterCIDR: 10.244.0.0/16\n\
              hostnameOverride: other\niptables: {masqueradeAll: false, minSyncPeriod: 0s, syncPeriod: 1m30s}\nmode: nftables\n",
@@ -233,7 +263,10 @@ mod tests {
     #[test]
     fn addresses() {
         assert_eq!(listen_address("").unwrap(), None);
-        assert_eq!(listen_address(":10256").unwrap(), Some("0.0.0.0:10256".parse().unwrap()));
+        assert_eq!(
+            listen_address(":10256").unwrap(),
+            Some("0.0.0.0:10256".parse().unwrap())
+        );
         assert!(listen_address("localhost").is_err());
     }
 }

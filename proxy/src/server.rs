@@ -47,9 +47,18 @@ pub fn watch(client: &kube::Client, node: &str) -> impl Stream<Item = Change> + 
     let nodes = Api::<core::Node>::all(client.clone());
     let default = WatchConfig::default;
     stream::select_all([
-        events(services, default().labels(&format!("!{PROXY_NAME}"))).map(Change::Service).boxed(),
-        events(slices, default().labels(&format!("!{HEADLESS},!{PROXY_NAME}"))).map(Change::Slice).boxed(),
-        events(nodes, default().fields(&format!("metadata.name={node}"))).map(Change::Node).boxed(),
+        events(services, default().labels(&format!("!{PROXY_NAME}")))
+            .map(Change::Service)
+            .boxed(),
+        events(
+            slices,
+            default().labels(&format!("!{HEADLESS},!{PROXY_NAME}")),
+        )
+        .map(Change::Slice)
+        .boxed(),
+        events(nodes, default().fields(&format!("metadata.name={node}")))
+            .map(Change::Node)
+            .boxed(),
     ])
 }
 
@@ -71,11 +80,27 @@ impl Metrics {
             queued: Gauge::default(),
         };
         let name = |name: &str| format!("kubeproxy_sync_proxy_rules_{name}");
-        registry.register(name("duration_seconds"), "How long syncs took", new.duration.clone());
-        registry.register(name("iptables_restore_failures"), "Syncs that failed", new.failures.clone());
-        registry.register(name("last_timestamp_seconds"), "When the last sync succeeded", new.last.clone());
+        registry.register(
+            name("duration_seconds"),
+            "How long syncs took",
+            new.duration.clone(),
+        );
+        registry.register(
+            name("iptables_restore_failures"),
+            "Syncs that failed",
+            new.failures.clone(),
+        );
+        registry.register(
+            name("last_timestamp_seconds"),
+            "When the last sync succeeded",
+            new.last.clone(),
+        );
         let help = "When a change last waited for a sync";
-        registry.register(name("last_queued_timestamp_seconds"), help, new.queued.clone());
+        registry.register(
+            name("last_queued_timestamp_seconds"),
+            help,
+            new.queued.clone(),
+        );
         new
     }
 }
@@ -89,7 +114,11 @@ pub struct Plane<B> {
 
 impl<B: Backend> Plane<B> {
     pub fn new(family: Family, backend: B) -> Self {
-        Self { family, backend, flows: Targets::default() }
+        Self {
+            family,
+            backend,
+            flows: Targets::default(),
+        }
     }
 
     async fn sync(&mut self, state: &State) -> Result<model::Model, crate::backend::Error> {
@@ -122,12 +151,23 @@ pub struct Proxy<B> {
 
 impl<B: Backend> Proxy<B> {
     /// Runs until `shutdown`. Rules stay when it ends: a restart must not interrupt traffic.
-    pub async fn run(mut self, changes: impl Stream<Item = Change> + Unpin, shutdown: &CancellationToken) {
+    pub async fn run(
+        mut self,
+        changes: impl Stream<Item = Change> + Unpin,
+        shutdown: &CancellationToken,
+    ) {
         let mut changes = changes;
-        let mut state = State { node: Node { name: self.node.clone(), ..Node::default() }, ..State::default() };
+        let mut state = State {
+            node: Node {
+                name: self.node.clone(),
+                ..Node::default()
+            },
+            ..State::default()
+        };
         let mut checks = ServiceChecks::new(Arc::clone(&self.status));
         let (mut due, mut earliest) = (None::<Instant>, Instant::now());
-        let mut check = tokio::time::interval_at(Instant::now() + self.check_period, self.check_period);
+        let mut check =
+            tokio::time::interval_at(Instant::now() + self.check_period, self.check_period);
         let mut full = tokio::time::interval_at(Instant::now() + FULL_SYNC, FULL_SYNC);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -173,7 +213,9 @@ impl<B: Backend> Proxy<B> {
             Change::Service(event) => {
                 // An empty cluster needs the fixed chains too.
                 changed = matches!(event, Event::InitDone) && !state.services.synced();
-                state.services.apply(event, Service::reduce, |_, _, _| changed = true);
+                state
+                    .services
+                    .apply(event, Service::reduce, |_, _, _| changed = true);
             }
             Change::Slice(event) => {
                 let reduce = |slice: &EndpointSlice| Slice::reduce(slice, &self.node);

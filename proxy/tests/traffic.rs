@@ -37,12 +37,17 @@ impl Namespace {
             tell.send(nix::unistd::gettid().as_raw()).unwrap();
             inbox.into_iter().for_each(|job| job());
         });
-        Self { jobs, thread: told.recv().unwrap() }
+        Self {
+            jobs,
+            thread: told.recv().unwrap(),
+        }
     }
 
     fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (tell, told) = channel();
-        self.jobs.send(Box::new(move || drop(tell.send(job())))).unwrap();
+        self.jobs
+            .send(Box::new(move || drop(tell.send(job()))))
+            .unwrap();
         told.recv().expect("job panicked")
     }
 
@@ -54,7 +59,11 @@ impl Namespace {
 
 fn sh(command: &str) -> String {
     let output = Command::new("sh").args(["-ec", command]).output().unwrap();
-    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{command}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -74,7 +83,9 @@ fn serve(address: &'static str) {
     thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let source = stream.peer_addr().unwrap().ip();
-            stream.write_all(format!("{address} {source}").as_bytes()).unwrap();
+            stream
+                .write_all(format!("{address} {source}").as_bytes())
+                .unwrap();
         }
     });
 }
@@ -121,15 +132,24 @@ impl Lab {
         job: impl AsyncFnOnce(&mut Iptables) -> T + Send + 'static,
     ) -> (Iptables, T) {
         self.node.run(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
             let result = runtime.block_on(job(&mut backend));
             (backend, result)
         })
     }
 
     fn sync(&self, backend: Iptables, ports: Vec<PortRules>) -> (Iptables, bool) {
-        let model = Model { ports, node_addresses: vec![NODE.parse().unwrap()], health_checks: BTreeMap::new() };
-        self.backend(backend, async move |b: &mut Iptables| b.sync(&model).await.unwrap())
+        let model = Model {
+            ports,
+            node_addresses: vec![NODE.parse().unwrap()],
+            health_checks: BTreeMap::new(),
+        };
+        self.backend(backend, async move |b: &mut Iptables| {
+            b.sync(&model).await.unwrap()
+        })
     }
 
     fn client_visits(&self, address: &str) -> std::io::Result<(String, String)> {
@@ -139,14 +159,17 @@ impl Lab {
 }
 
 fn iptables() -> Iptables {
-    Iptables::new(Family::V4, Config {
-        cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
-        masquerade_all: false,
-        masquerade_bit: 14,
-        node_port_addresses: vec![],
-        localhost_node_ports: true,
-        conntrack_liberal: false,
-    })
+    Iptables::new(
+        Family::V4,
+        Config {
+            cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+            masquerade_all: false,
+            masquerade_bit: 14,
+            node_port_addresses: vec![],
+            localhost_node_ports: true,
+            conntrack_liberal: false,
+        },
+    )
 }
 
 fn port(targets: &[&str]) -> PortRules {
@@ -183,33 +206,58 @@ fn services_reach_their_endpoints() {
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     for _ in 0..40 {
         let (server, source) = lab.client_visits(SERVICE).unwrap();
-        assert_eq!(source, "10.244.0.1", "what comes from outside is masqueraded");
+        assert_eq!(
+            source, "10.244.0.1",
+            "what comes from outside is masqueraded"
+        );
         *seen.entry(server).or_default() += 1;
     }
     assert_eq!(seen.len(), 2, "both pods get some: {seen:?}");
     assert!(lab.client_visits(NODE_PORT).is_ok());
-    assert!(lab.node.run(|| visit(SERVICE)).is_ok(), "from the node itself");
-    assert!(lab.node.run(|| visit("127.0.0.1:30080")).is_ok(), "node ports on loopback");
+    assert!(
+        lab.node.run(|| visit(SERVICE)).is_ok(),
+        "from the node itself"
+    );
+    assert!(
+        lab.node.run(|| visit("127.0.0.1:30080")).is_ok(),
+        "node ports on loopback"
+    );
 
     let (backend, changed) = lab.sync(backend, vec![port(&PODS[..1])]);
     assert!(changed);
     let (server, source) = lab.pods[1].run(|| visit(SERVICE)).unwrap();
-    assert_eq!((server.as_str(), source.as_str()), (PODS[0], "10.244.0.3"), "pods keep their address");
+    assert_eq!(
+        (server.as_str(), source.as_str()),
+        (PODS[0], "10.244.0.3"),
+        "pods keep their address"
+    );
     let (_, source) = lab.pods[0].run(|| visit(SERVICE)).unwrap();
-    assert_eq!(source, "10.244.0.1", "a pod that reaches itself is masqueraded");
+    assert_eq!(
+        source, "10.244.0.1",
+        "a pod that reaches itself is masqueraded"
+    );
 
     let (backend, changed) = lab.sync(backend, vec![port(&[])]);
     assert!(changed);
     for address in [SERVICE, NODE_PORT] {
         let error = lab.client_visits(address).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{address} is refused at once");
+        assert_eq!(
+            error.kind(),
+            ErrorKind::ConnectionRefused,
+            "{address} is refused at once"
+        );
     }
 
     let (backend, _) = lab.sync(backend, vec![]);
     let rules = lab.node.sh("iptables-save");
-    assert!(!rules.contains("KUBE-SVC-") && !rules.contains("KUBE-SEP-"), "{rules}");
+    assert!(
+        !rules.contains("KUBE-SVC-") && !rules.contains("KUBE-SEP-"),
+        "{rules}"
+    );
     lab.backend(backend, async |b: &mut Iptables| b.cleanup().await.unwrap());
-    let rules = lab.node.sh("iptables-save | grep KUBE | grep -v KUBE-FIREWALL || true");
+    let rules = lab
+        .node
+        .sh("iptables-save | grep KUBE | grep -v KUBE-FIREWALL || true");
     assert_eq!(rules, "");
 }
 
@@ -222,12 +270,21 @@ fn local_policy_keeps_the_source_and_drops_when_nobody_is_home() {
     let (backend, _) = lab.sync(iptables(), vec![local.clone()]);
     for _ in 0..8 {
         let (server, source) = lab.client_visits(NODE_PORT).unwrap();
-        assert_eq!((server.as_str(), source.as_str()), (PODS[1], "192.168.77.2"));
+        assert_eq!(
+            (server.as_str(), source.as_str()),
+            (PODS[1], "192.168.77.2")
+        );
     }
     local.local.clear();
     lab.sync(backend, vec![local]);
-    assert_eq!(lab.client_visits(NODE_PORT).unwrap_err().kind(), ErrorKind::TimedOut);
-    assert!(lab.node.run(|| visit(NODE_PORT)).is_ok(), "the node itself takes the short cut");
+    assert_eq!(
+        lab.client_visits(NODE_PORT).unwrap_err().kind(),
+        ErrorKind::TimedOut
+    );
+    assert!(
+        lab.node.run(|| visit(NODE_PORT)).is_ok(),
+        "the node itself takes the short cut"
+    );
 }
 
 #[test]
@@ -250,7 +307,8 @@ fn thrown_away_rules_come_back() {
     assert!(!changed, "nothing changed, so nothing is run");
     let (backend, intact) = lab.backend(backend, async |b: &mut Iptables| b.verify().await);
     assert!(intact);
-    lab.node.sh("iptables -t nat -F; iptables -t nat -X; iptables -F; iptables -X");
+    lab.node
+        .sh("iptables -t nat -F; iptables -t nat -X; iptables -F; iptables -X");
     assert!(lab.client_visits(SERVICE).is_err());
     let (backend, intact) = lab.backend(backend, async |b: &mut Iptables| b.verify().await);
     assert!(!intact);

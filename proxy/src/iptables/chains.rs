@@ -27,7 +27,13 @@ pub const CANARY: &str = "KUBE-PROXY-CANARY";
 pub const LOCALNET: &str = "KUBE-FIREWALL";
 
 /// Prefixes of the chains that come and go with Services and endpoints.
-pub const DYNAMIC: [&str; 5] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-FW-", "KUBE-EXT-", "KUBE-SEP-"];
+pub const DYNAMIC: [&str; 5] = [
+    "KUBE-SVC-",
+    "KUBE-SVL-",
+    "KUBE-FW-",
+    "KUBE-EXT-",
+    "KUBE-SEP-",
+];
 
 /// Above this many endpoints, comments on their chains cost more than they explain.
 const LARGE_CLUSTER: usize = 1000;
@@ -36,20 +42,86 @@ const NEW: &str = "-m conntrack --ctstate NEW ";
 
 /// Jumps from the built-in chains: table, from, to, match, comment.
 pub const JUMPS: [(&str, &str, &str, &str, &str); 14] = [
-    ("filter", "INPUT", EXTERNAL, NEW, "kubernetes externally-visible service portals"),
-    ("filter", "FORWARD", EXTERNAL, NEW, "kubernetes externally-visible service portals"),
-    ("filter", "INPUT", NODE_PORTS, "", "kubernetes health check service ports"),
-    ("filter", "FORWARD", SERVICES, NEW, "kubernetes service portals"),
-    ("filter", "OUTPUT", SERVICES, NEW, "kubernetes service portals"),
-    ("filter", "FORWARD", FORWARD, "", "kubernetes forwarding rules"),
-    ("filter", "INPUT", LB_FIREWALL, NEW, "kubernetes load balancer firewall"),
-    ("filter", "OUTPUT", LB_FIREWALL, NEW, "kubernetes load balancer firewall"),
-    ("filter", "FORWARD", LB_FIREWALL, NEW, "kubernetes load balancer firewall"),
+    (
+        "filter",
+        "INPUT",
+        EXTERNAL,
+        NEW,
+        "kubernetes externally-visible service portals",
+    ),
+    (
+        "filter",
+        "FORWARD",
+        EXTERNAL,
+        NEW,
+        "kubernetes externally-visible service portals",
+    ),
+    (
+        "filter",
+        "INPUT",
+        NODE_PORTS,
+        "",
+        "kubernetes health check service ports",
+    ),
+    (
+        "filter",
+        "FORWARD",
+        SERVICES,
+        NEW,
+        "kubernetes service portals",
+    ),
+    (
+        "filter",
+        "OUTPUT",
+        SERVICES,
+        NEW,
+        "kubernetes service portals",
+    ),
+    (
+        "filter",
+        "FORWARD",
+        FORWARD,
+        "",
+        "kubernetes forwarding rules",
+    ),
+    (
+        "filter",
+        "INPUT",
+        LB_FIREWALL,
+        NEW,
+        "kubernetes load balancer firewall",
+    ),
+    (
+        "filter",
+        "OUTPUT",
+        LB_FIREWALL,
+        NEW,
+        "kubernetes load balancer firewall",
+    ),
+    (
+        "filter",
+        "FORWARD",
+        LB_FIREWALL,
+        NEW,
+        "kubernetes load balancer firewall",
+    ),
     ("filter", "INPUT", LOCALNET, "", ""),
     ("filter", "OUTPUT", LOCALNET, "", ""),
     ("nat", "OUTPUT", SERVICES, "", "kubernetes service portals"),
-    ("nat", "PREROUTING", SERVICES, "", "kubernetes service portals"),
-    ("nat", "POSTROUTING", POSTROUTING, "", "kubernetes postrouting rules"),
+    (
+        "nat",
+        "PREROUTING",
+        SERVICES,
+        "",
+        "kubernetes service portals",
+    ),
+    (
+        "nat",
+        "POSTROUTING",
+        POSTROUTING,
+        "",
+        "kubernetes postrouting rules",
+    ),
 ];
 
 #[derive(Clone, Debug)]
@@ -90,11 +162,20 @@ impl Ruleset {
 pub fn build(model: &Model, family: Family, config: &Config) -> Ruleset {
     let mut out = Writer {
         rules: Ruleset::default(),
-        pods: config.cluster_cidrs.iter().find(|cidr| family.has(cidr)).copied(),
+        pods: config
+            .cluster_cidrs
+            .iter()
+            .find(|cidr| family.has(cidr))
+            .copied(),
         node: &model.node_addresses,
         family,
         config,
-        comments: model.ports.iter().map(|p| p.reachable().len()).sum::<usize>() <= LARGE_CLUSTER,
+        comments: model
+            .ports
+            .iter()
+            .map(|p| p.reachable().len())
+            .sum::<usize>()
+            <= LARGE_CLUSTER,
     };
     out.fixed_chains();
     for port in &model.ports {
@@ -115,7 +196,15 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn fixed_chains(&mut self) {
-        for chain in [SERVICES, EXTERNAL, NODE_PORTS, FORWARD, LB_FIREWALL, LOCALNET, CANARY] {
+        for chain in [
+            SERVICES,
+            EXTERNAL,
+            NODE_PORTS,
+            FORWARD,
+            LB_FIREWALL,
+            LOCALNET,
+            CANARY,
+        ] {
             self.rules.filter.entry(chain.to_owned()).or_default();
         }
         for chain in [SERVICES, NODE_PORTS, POSTROUTING, MARK_MASQ, CANARY] {
@@ -123,7 +212,10 @@ impl Writer<'_> {
         }
         let mark = format!("{:#010x}", 1u32 << self.config.masquerade_bit);
         let rules = &mut self.rules;
-        rules.nat(POSTROUTING, format!("-m mark ! --mark {mark}/{mark} -j RETURN"));
+        rules.nat(
+            POSTROUTING,
+            format!("-m mark ! --mark {mark}/{mark} -j RETURN"),
+        );
         // Cleared, so that a packet which comes round again is not masqueraded twice.
         rules.nat(POSTROUTING, format!("-j MARK --xor-mark {mark}"));
         let why = comment("kubernetes service traffic requiring SNAT");
@@ -140,9 +232,15 @@ impl Writer<'_> {
             rules.filter(FORWARD, "-m conntrack --ctstate INVALID -j DROP".into());
         }
         let why = comment("kubernetes forwarding rules");
-        rules.filter(FORWARD, format!("{why}-m mark --mark {mark}/{mark} -j ACCEPT"));
+        rules.filter(
+            FORWARD,
+            format!("{why}-m mark --mark {mark}/{mark} -j ACCEPT"),
+        );
         let why = comment("kubernetes forwarding conntrack rule");
-        rules.filter(FORWARD, format!("{why}-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"));
+        rules.filter(
+            FORWARD,
+            format!("{why}-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
+        );
     }
 
     fn port(&mut self, port: &PortRules) {
@@ -152,7 +250,9 @@ impl Writer<'_> {
         self.capture_node_port(port, &names);
         self.external_chain(port, &names);
         self.firewall_chain(port, &names);
-        let cluster = port.uses_cluster().then_some((&names.cluster, &port.cluster));
+        let cluster = port
+            .uses_cluster()
+            .then_some((&names.cluster, &port.cluster));
         let local = port.uses_local().then_some((&names.local, &port.local));
         for (chain, targets) in [cluster, local].into_iter().flatten() {
             self.balance(port, chain, targets);
@@ -177,7 +277,9 @@ impl Writer<'_> {
             _ if self.config.masquerade_all => {
                 self.rules.nat(chain, format!("{why}{to}-j {MARK_MASQ}"));
             }
-            Some(pods) => self.rules.nat(chain, format!("{why}{to}! -s {pods} -j {MARK_MASQ}")),
+            Some(pods) => self
+                .rules
+                .nat(chain, format!("{why}{to}! -s {pods} -j {MARK_MASQ}")),
             None => {}
         }
     }
@@ -189,7 +291,8 @@ impl Writer<'_> {
             let to = destination(port, *ip);
             if port.has_endpoints {
                 let why = comment(&format!("{} external IP", port.name));
-                self.rules.nat(SERVICES, format!("{why}{to}-j {}", names.external));
+                self.rules
+                    .nat(SERVICES, format!("{why}{to}-j {}", names.external));
             }
             if !port.has_external_endpoints() {
                 self.rules.filter(EXTERNAL, refusal(port, &to));
@@ -199,11 +302,18 @@ impl Writer<'_> {
             let to = destination(port, *ip);
             if port.has_endpoints {
                 let why = comment(&format!("{} loadbalancer IP", port.name));
-                let chain = if firewalled(port) { &names.firewall } else { &names.external };
+                let chain = if firewalled(port) {
+                    &names.firewall
+                } else {
+                    &names.external
+                };
                 self.rules.nat(SERVICES, format!("{why}{to}-j {chain}"));
             }
             if firewalled(port) {
-                let why = comment(&format!("{} traffic not accepted by {}", port.name, names.firewall));
+                let why = comment(&format!(
+                    "{} traffic not accepted by {}",
+                    port.name, names.firewall
+                ));
                 self.rules.filter(LB_FIREWALL, format!("{why}{to}-j DROP"));
             }
             if !port.has_external_endpoints() {
@@ -217,7 +327,8 @@ impl Writer<'_> {
             let to = format!("-m {0} -p {0} --dport {number} ", port.protocol);
             if port.has_endpoints {
                 let why = comment(&port.name);
-                self.rules.nat(NODE_PORTS, format!("{why}{to}-j {}", names.external));
+                self.rules
+                    .nat(NODE_PORTS, format!("{why}{to}-j {}", names.external));
             }
             if !port.has_external_endpoints() {
                 let to = format!("-m addrtype --dst-type LOCAL {to}");
@@ -226,7 +337,10 @@ impl Writer<'_> {
         }
         if let Some(number) = port.health_check_node_port {
             let why = comment(&format!("{} health check node port", port.name));
-            self.rules.filter(NODE_PORTS, format!("{why}-m tcp -p tcp --dport {number} -j ACCEPT"));
+            self.rules.filter(
+                NODE_PORTS,
+                format!("{why}-m tcp -p tcp --dport {number} -j ACCEPT"),
+            );
         }
     }
 
@@ -242,19 +356,35 @@ impl Writer<'_> {
         if port.external_local {
             let cluster = &names.cluster;
             if let Some(pods) = self.pods {
-                let why = comment(&format!("pod traffic for {} external destinations", port.name));
+                let why = comment(&format!(
+                    "pod traffic for {} external destinations",
+                    port.name
+                ));
                 rules.push(format!("{why}-s {pods} -j {cluster}"));
             }
-            let why = comment(&format!("masquerade LOCAL traffic for {} external destinations", port.name));
+            let why = comment(&format!(
+                "masquerade LOCAL traffic for {} external destinations",
+                port.name
+            ));
             rules.push(format!("{why}-m addrtype --src-type LOCAL -j {MARK_MASQ}"));
-            let why = comment(&format!("route LOCAL traffic for {} external destinations", port.name));
+            let why = comment(&format!(
+                "route LOCAL traffic for {} external destinations",
+                port.name
+            ));
             rules.push(format!("{why}-m addrtype --src-type LOCAL -j {cluster}"));
         } else {
-            let why = comment(&format!("masquerade traffic for {} external destinations", port.name));
+            let why = comment(&format!(
+                "masquerade traffic for {} external destinations",
+                port.name
+            ));
             rules.push(format!("{why}-j {MARK_MASQ}"));
         }
         if port.has_external_endpoints() {
-            let policy = if port.external_local { &names.local } else { &names.cluster };
+            let policy = if port.external_local {
+                &names.local
+            } else {
+                &names.cluster
+            };
             rules.push(format!("-j {policy}"));
         }
         self.rules.nat.insert(chain.to_owned(), rules);
@@ -277,7 +407,10 @@ impl Writer<'_> {
                 self.rules.nat(chain, format!("{why}-s {ip} -j {next}"));
             }
         }
-        let why = comment(&format!("other traffic to {} will be dropped by {LB_FIREWALL}", port.name));
+        let why = comment(&format!(
+            "other traffic to {} will be dropped by {LB_FIREWALL}",
+            port.name
+        ));
         self.rules.nat(chain, why.trim_end().to_owned());
     }
 
@@ -296,9 +429,15 @@ impl Writer<'_> {
             let left = targets.len() - at;
             let share = match left {
                 1 => String::new(),
-                n => format!("-m statistic --mode random --probability {:.10} ", 1.0 / n as f64),
+                n => format!(
+                    "-m statistic --mode random --probability {:.10} ",
+                    1.0 / n as f64
+                ),
             };
-            self.rules.nat(chain, format!("{why}{share}-j {}", endpoint_chain(port, *target)));
+            self.rules.nat(
+                chain,
+                format!("{why}{share}-j {}", endpoint_chain(port, *target)),
+            );
         }
     }
 
@@ -312,33 +451,45 @@ impl Writer<'_> {
             None => String::new(),
         };
         let protocol = port.protocol;
-        let dnat = format!(
-            "{why}{remember}-m {protocol} -p {protocol} -j DNAT --to-destination {target}"
-        );
+        let dnat =
+            format!("{why}{remember}-m {protocol} -p {protocol} -j DNAT --to-destination {target}");
         self.rules.nat.insert(chain, vec![hairpin, dnat]);
     }
 
     fn endpoint_comment(&self, text: &str) -> String {
-        if self.comments { comment(text) } else { String::new() }
+        if self.comments {
+            comment(text)
+        } else {
+            String::new()
+        }
     }
 
     /// Comes after every other rule of `KUBE-SERVICES`: a Service address wins over a node port.
     fn node_port_dispatch(&mut self) {
-        let why = comment("kubernetes service nodeports; NOTE: this must be the last rule in this chain");
+        let why =
+            comment("kubernetes service nodeports; NOTE: this must be the last rule in this chain");
         let local = "-m addrtype --dst-type LOCAL ";
-        let ranges: Vec<&IpNet> =
-            self.config.node_port_addresses.iter().filter(|net| self.family.has(net)).collect();
+        let ranges: Vec<&IpNet> = self
+            .config
+            .node_port_addresses
+            .iter()
+            .filter(|net| self.family.has(net))
+            .collect();
         if ranges.is_empty() || ranges.iter().any(|net| net.prefix_len() == 0) {
             let not_loopback = match self.family {
                 Family::V4 if self.config.localhost_node_ports => "",
                 Family::V4 => "! -d 127.0.0.0/8 ",
                 Family::V6 => "! -d ::1/128 ",
             };
-            self.rules.nat(SERVICES, format!("{why}{local}{not_loopback}-j {NODE_PORTS}"));
+            self.rules.nat(
+                SERVICES,
+                format!("{why}{local}{not_loopback}-j {NODE_PORTS}"),
+            );
             return;
         }
         for range in ranges {
-            self.rules.nat(SERVICES, format!("{why}{local}-d {range} -j {NODE_PORTS}"));
+            self.rules
+                .nat(SERVICES, format!("{why}{local}-d {range} -j {NODE_PORTS}"));
         }
     }
 }
@@ -348,7 +499,10 @@ fn firewalled(port: &PortRules) -> bool {
 }
 
 fn destination(port: &PortRules, ip: IpAddr) -> String {
-    format!("-m {0} -p {0} -d {ip} --dport {1} ", port.protocol, port.port)
+    format!(
+        "-m {0} -p {0} -d {ip} --dport {1} ",
+        port.protocol, port.port
+    )
 }
 
 /// No endpoints anywhere: say so at once. None on this node, as a `Local` policy wants: drop, so
@@ -358,7 +512,10 @@ fn refusal(port: &PortRules, to: &str) -> String {
         false => ("has no endpoints", "REJECT"),
         true => ("has no local endpoints", "DROP"),
     };
-    format!("{}{to}-j {target}", comment(&format!("{} {what}", port.name)))
+    format!(
+        "{}{to}-j {target}",
+        comment(&format!("{} {what}", port.name))
+    )
 }
 
 fn comment(text: &str) -> String {
@@ -384,7 +541,11 @@ impl Names {
     }
 
     fn internal(&self, port: &PortRules) -> &str {
-        if port.internal_local { &self.local } else { &self.cluster }
+        if port.internal_local {
+            &self.local
+        } else {
+            &self.cluster
+        }
     }
 }
 
@@ -400,11 +561,20 @@ fn hash(parts: &[&str]) -> String {
     parts.iter().for_each(|part| hasher.update(part.as_bytes()));
     let digest = hasher.finalize();
     // 80 bits make exactly 16 characters of 5 bits.
-    let bits = digest.iter().take(10).fold(0u128, |all, byte| all << 8 | u128::from(*byte));
-    (0..16).rev().map(|i| ALPHABET[(bits >> (5 * i)) as usize & 31] as char).collect()
+    let bits = digest
+        .iter()
+        .take(10)
+        .fold(0u128, |all, byte| all << 8 | u128::from(*byte));
+    (0..16)
+        .rev()
+        .map(|i| ALPHABET[(bits >> (5 * i)) as usize & 31] as char)
+        .collect()
 }
 
 /// Whether a set of ports holds any UDP one, whose flows outlive a change of rules.
 pub fn has_udp(model: &Model) -> bool {
-    model.ports.iter().any(|port| port.protocol == Protocol::Udp)
+    model
+        .ports
+        .iter()
+        .any(|port| port.protocol == Protocol::Udp)
 }

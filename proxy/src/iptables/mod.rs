@@ -24,7 +24,11 @@ pub struct Iptables {
 
 impl Iptables {
     pub fn new(family: Family, config: Config) -> Self {
-        Self { family, config, applied: None }
+        Self {
+            family,
+            config,
+            applied: None,
+        }
     }
 
     fn program(&self, suffix: &str) -> String {
@@ -35,12 +39,16 @@ impl Iptables {
     }
 
     async fn existing(&self) -> Result<Existing, Error> {
-        Ok(Existing::parse(&run(&self.program("-save"), &[], "").await?))
+        Ok(Existing::parse(
+            &run(&self.program("-save"), &[], "").await?,
+        ))
     }
 
     async fn restore(&self, text: &str) -> Result<(), Error> {
         // Another program may hold the lock of the legacy backend for a moment.
-        run(&self.program("-restore"), &["-w", "5", "--noflush"], text).await.map(drop)
+        run(&self.program("-restore"), &["-w", "5", "--noflush"], text)
+            .await
+            .map(drop)
     }
 }
 
@@ -86,12 +94,19 @@ impl Backend for Iptables {
 
     async fn cleanup(&mut self) -> Result<(), Error> {
         let text = restore::cleanup(&self.existing().await?);
-        if text.is_empty() { Ok(()) } else { self.restore(&text).await }
+        if text.is_empty() {
+            Ok(())
+        } else {
+            self.restore(&text).await
+        }
     }
 }
 
 async fn run(program: &str, args: &[&str], input: &str) -> Result<String, Error> {
-    let failed = |source| Error::Start { program: program.to_owned(), source };
+    let failed = |source| Error::Start {
+        program: program.to_owned(),
+        source,
+    };
     let mut child = Command::new(program)
         .args(args)
         .stdin(Stdio::piped())

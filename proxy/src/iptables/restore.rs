@@ -45,7 +45,9 @@ impl Existing {
             } else if let Some(rule) = line.strip_prefix("-A ") {
                 let from = rule.split_whitespace().next().unwrap_or_default();
                 if let Some((_, to)) = rule.rsplit_once(" -j ") {
-                    found.jumps.insert((table.clone(), from.to_owned(), to.trim().to_owned()));
+                    found
+                        .jumps
+                        .insert((table.clone(), from.to_owned(), to.trim().to_owned()));
                 }
             }
         }
@@ -53,9 +55,10 @@ impl Existing {
     }
 
     fn stale(&self, table: &str, wanted: &BTreeMap<String, Vec<String>>) -> Vec<String> {
-        let ours = self.chains.iter().filter(|(t, chain)| {
-            t == table && is_dynamic(chain) && !wanted.contains_key(chain)
-        });
+        let ours = self
+            .chains
+            .iter()
+            .filter(|(t, chain)| t == table && is_dynamic(chain) && !wanted.contains_key(chain));
         ours.map(|(_, chain)| chain.clone()).collect()
     }
 }
@@ -79,7 +82,13 @@ pub fn full(wanted: &Ruleset, existing: &Existing) -> String {
             })
             .collect();
         let all: Vec<_> = chains.iter().collect();
-        write_table(&mut text, table, &all, &jumps, &existing.stale(table, chains));
+        write_table(
+            &mut text,
+            table,
+            &all,
+            &jumps,
+            &existing.stale(table, chains),
+        );
     }
     text
 }
@@ -117,12 +126,22 @@ pub fn cleanup(existing: &Existing) -> String {
             .iter()
             .filter(|(t, ..)| *t == table)
             .map(|(_, _, to, ..)| *to)
-            .chain([super::chains::MARK_MASQ, super::chains::NODE_PORTS, super::chains::CANARY])
+            .chain([
+                super::chains::MARK_MASQ,
+                super::chains::NODE_PORTS,
+                super::chains::CANARY,
+            ])
             .collect();
         let mut gone = existing.stale(table, &BTreeMap::new());
         // The kubelet shares the chain that guards loopback, so it stays.
-        let have = |chain: &str| existing.chains.contains(&(table.to_owned(), chain.to_owned()));
-        let fixed = fixed.into_iter().filter(|c| *c != super::chains::LOCALNET && have(c));
+        let have = |chain: &str| {
+            existing
+                .chains
+                .contains(&(table.to_owned(), chain.to_owned()))
+        };
+        let fixed = fixed
+            .into_iter()
+            .filter(|c| *c != super::chains::LOCALNET && have(c));
         gone.extend(fixed.map(str::to_owned));
         let jumps: Vec<String> = JUMPS
             .iter()
@@ -173,17 +192,29 @@ mod tests {
 
     fn ruleset(nat: &[(&str, &[&str])]) -> Ruleset {
         let chains = nat.iter().map(|(chain, rules)| {
-            ((*chain).to_owned(), rules.iter().map(|r| (*r).to_owned()).collect())
+            (
+                (*chain).to_owned(),
+                rules.iter().map(|r| (*r).to_owned()).collect(),
+            )
         });
-        Ruleset { nat: chains.collect(), ..Ruleset::default() }
+        Ruleset {
+            nat: chains.collect(),
+            ..Ruleset::default()
+        }
     }
 
     #[test]
     fn delta_names_only_what_changed() {
-        let before = ruleset(&[("KUBE-SERVICES", &["-j KUBE-SVC-A"]), ("KUBE-SVC-A", &["-j X"])]);
+        let before = ruleset(&[
+            ("KUBE-SERVICES", &["-j KUBE-SVC-A"]),
+            ("KUBE-SVC-A", &["-j X"]),
+        ]);
         let applied = fingerprint(&before);
         assert_eq!(delta(&before, &applied), None);
-        let after = ruleset(&[("KUBE-SERVICES", &["-j KUBE-SVC-B"]), ("KUBE-SVC-B", &["-j X"])]);
+        let after = ruleset(&[
+            ("KUBE-SERVICES", &["-j KUBE-SVC-B"]),
+            ("KUBE-SVC-B", &["-j X"]),
+        ]);
         assert_eq!(
             delta(&after, &applied).unwrap(),
             "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-B - [0:0]\n:KUBE-SVC-A - [0:0]\n\
@@ -199,7 +230,9 @@ mod tests {
         assert!(text.contains("-X KUBE-SEP-OLD\n"));
         assert!(!text.contains("DOCKER"));
         assert!(!text.contains("-I PREROUTING"));
-        assert!(text.contains("-I OUTPUT -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n"));
+        assert!(text.contains(
+            "-I OUTPUT -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n"
+        ));
         assert!(text.contains("-I INPUT -j KUBE-FIREWALL\n"));
     }
 
@@ -211,6 +244,9 @@ mod tests {
         assert!(text.contains("-D PREROUTING"));
         assert!(text.contains("-X KUBE-SERVICES\n") && text.contains("-X KUBE-SVC-A\n"));
         assert!(!text.contains("DOCKER") && !text.contains("*filter"));
-        assert_eq!(cleanup(&Existing::parse("*nat\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n")), "");
+        assert_eq!(
+            cleanup(&Existing::parse("*nat\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n")),
+            ""
+        );
     }
 }

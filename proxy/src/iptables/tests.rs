@@ -39,24 +39,38 @@ fn port(targets: &[&str]) -> PortRules {
 }
 
 fn rules(port: PortRules) -> Ruleset {
-    build(&Model { ports: vec![port], ..Model::default() }, Family::V4, &config())
+    build(
+        &Model {
+            ports: vec![port],
+            ..Model::default()
+        },
+        Family::V4,
+        &config(),
+    )
 }
 
 /// Rules of the chains that begin with `prefix`, names cut down to it.
 fn of(rules: &Ruleset, prefix: &str) -> Vec<String> {
-    let chains = rules.nat.iter().filter(|(name, _)| name.starts_with(prefix));
-    chains.flat_map(|(_, rules)| rules.iter().map(|rule| shorten(rule))).collect()
+    let chains = rules
+        .nat
+        .iter()
+        .filter(|(name, _)| name.starts_with(prefix));
+    chains
+        .flat_map(|(_, rules)| rules.iter().map(|rule| shorten(rule)))
+        .collect()
 }
 
 /// Hashes of chain names are noise in expectations.
 fn shorten(rule: &str) -> String {
-    let words = rule.split(' ').map(|word| match word.strip_prefix("KUBE-") {
-        Some(rest) if rest.len() > 19 => {
-            let cut = word.len() - 17;
-            word.get(..cut).unwrap_or(word).to_owned()
-        }
-        _ => word.to_owned(),
-    });
+    let words = rule
+        .split(' ')
+        .map(|word| match word.strip_prefix("KUBE-") {
+            Some(rest) if rest.len() > 19 => {
+                let cut = word.len() - 17;
+                word.get(..cut).unwrap_or(word).to_owned()
+            }
+            _ => word.to_owned(),
+        });
     words.collect::<Vec<_>>().join(" ")
 }
 
@@ -64,14 +78,21 @@ fn shorten(rule: &str) -> String {
 fn chain_names_are_those_of_kube_proxy() {
     let mut p = port(&["10.180.0.1:80"]);
     p.name = "ns1/svc1:p80".into();
-    assert_eq!(chains::endpoint_chain(&p, p.cluster[0]), "KUBE-SEP-SXIVWICOYRO3J4NJ");
+    assert_eq!(
+        chains::endpoint_chain(&p, p.cluster[0]),
+        "KUBE-SEP-SXIVWICOYRO3J4NJ"
+    );
     p.name = "ns4/svc4:p80".into();
     assert!(rules(p).nat.contains_key("KUBE-SVC-4SW47YFZTEDKD3PK"));
 }
 
 #[test]
 fn cluster_ip_balances() {
-    let all = rules(port(&["10.244.0.2:8080", "10.244.1.2:8080", "10.244.2.2:8080"]));
+    let all = rules(port(&[
+        "10.244.0.2:8080",
+        "10.244.1.2:8080",
+        "10.244.2.2:8080",
+    ]));
     assert_eq!(
         of(&all, "KUBE-SERVICES"),
         [
@@ -88,7 +109,13 @@ fn cluster_ip_balances() {
             "-m comment --comment \"shop/web:http -> 10.244.2.2:8080\" -j KUBE-SEP",
         ]
     );
-    assert_eq!(all.nat.keys().filter(|k| k.starts_with("KUBE-SEP-")).count(), 3);
+    assert_eq!(
+        all.nat
+            .keys()
+            .filter(|k| k.starts_with("KUBE-SEP-"))
+            .count(),
+        3
+    );
     assert!(of(&all, "KUBE-SEP-").contains(
         &"-m comment --comment \"shop/web:http\" -m tcp -p tcp -j DNAT --to-destination 10.244.0.2:8080".to_owned()
     ));
@@ -103,7 +130,9 @@ fn no_endpoints_means_reject() {
     let all = rules(p);
     assert_eq!(
         all.filter[chains::SERVICES],
-        ["-m comment --comment \"shop/web:http has no endpoints\" -m tcp -p tcp -d 10.96.0.20 --dport 80 -j REJECT"]
+        [
+            "-m comment --comment \"shop/web:http has no endpoints\" -m tcp -p tcp -d 10.96.0.20 --dport 80 -j REJECT"
+        ]
     );
     assert_eq!(
         all.filter[chains::EXTERNAL],
@@ -143,7 +172,9 @@ fn external_traffic_under_both_policies() {
     assert!(!of(&away, "KUBE-EXT-").contains(&"-j KUBE-SVL".to_owned()));
     assert_eq!(
         away.filter[chains::EXTERNAL],
-        ["-m comment --comment \"shop/web:http has no local endpoints\" -m addrtype --dst-type LOCAL -m tcp -p tcp --dport 30080 -j DROP"]
+        [
+            "-m comment --comment \"shop/web:http has no local endpoints\" -m addrtype --dst-type LOCAL -m tcp -p tcp --dport 30080 -j DROP"
+        ]
     );
 }
 
@@ -152,7 +183,10 @@ fn load_balancer_with_source_ranges() {
     let mut p = port(&["10.244.0.2:8080"]);
     p.load_balancer_ips = vec!["203.0.113.9".parse().unwrap()];
     p.source_ranges = vec!["198.51.100.0/24".parse().unwrap()];
-    let mut model = Model { ports: vec![p], ..Model::default() };
+    let mut model = Model {
+        ports: vec![p],
+        ..Model::default()
+    };
     let all = build(&model, Family::V4, &config());
     assert_eq!(
         of(&all, "KUBE-FW-"),
@@ -173,7 +207,10 @@ fn affinity_remembers_and_asks_first() {
     p.affinity = Some(600);
     let all = rules(p);
     let svc = of(&all, "KUBE-SVC-");
-    assert!(svc[1].contains("-m recent --name KUBE-SEP --rcheck --seconds 600 --reap -j KUBE-SEP"), "{svc:?}");
+    assert!(
+        svc[1].contains("-m recent --name KUBE-SEP --rcheck --seconds 600 --reap -j KUBE-SEP"),
+        "{svc:?}"
+    );
     assert!(svc[3].contains("statistic"));
     assert!(of(&all, "KUBE-SEP-")[1].contains("-m recent --name KUBE-SEP --set -m tcp"));
 }
@@ -183,11 +220,17 @@ fn node_ports_on_chosen_addresses() {
     let mut c = config();
     c.node_port_addresses = vec!["192.168.0.0/16".parse().unwrap()];
     let all = build(&Model::default(), Family::V4, &c);
-    assert!(all.nat[chains::SERVICES][0].ends_with("--dst-type LOCAL -d 192.168.0.0/16 -j KUBE-NODEPORTS"));
+    assert!(
+        all.nat[chains::SERVICES][0]
+            .ends_with("--dst-type LOCAL -d 192.168.0.0/16 -j KUBE-NODEPORTS")
+    );
     c.node_port_addresses.clear();
     c.localhost_node_ports = false;
     let all = build(&Model::default(), Family::V4, &c);
-    assert!(all.nat[chains::SERVICES][0].ends_with("--dst-type LOCAL ! -d 127.0.0.0/8 -j KUBE-NODEPORTS"));
+    assert!(
+        all.nat[chains::SERVICES][0]
+            .ends_with("--dst-type LOCAL ! -d 127.0.0.0/8 -j KUBE-NODEPORTS")
+    );
     assert!(all.filter[chains::LOCALNET].is_empty());
 }
 
@@ -203,7 +246,10 @@ fn every_target_of_a_jump_exists() {
     for (table, chains) in all.tables() {
         for rule in chains.values().flatten() {
             if let Some((_, to)) = rule.rsplit_once("-j KUBE-") {
-                assert!(chains.contains_key(&format!("KUBE-{to}")), "{table}: {rule}");
+                assert!(
+                    chains.contains_key(&format!("KUBE-{to}")),
+                    "{table}: {rule}"
+                );
             }
         }
     }
