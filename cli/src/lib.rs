@@ -1,1 +1,40 @@
-//! Placeholder for the first commit of this crate.
+//! `skiff`: the command that people type.
+//!
+//! It has two halves. [`cluster`] makes whole clusters on this machine and looks after them; everything beneath `skiff cluster` is there.
+//! The verbs that work on a cluster's objects, as kubectl's do, are a module beside it. Both are joined by [`Command`]
+//! alone: start reading there.
+
+pub mod cluster;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A small, fast Kubernetes
+#[derive(Debug, Parser)]
+#[command(name = "skiff", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Cluster(cluster::Args),
+}
+
+/// Runs the command line. The two background processes of a cluster stay single-threaded, so each command makes
+/// the runtime that it needs itself.
+pub fn main() -> ExitCode {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let result = match Cli::parse().command {
+        Command::Cluster(args) => cluster::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

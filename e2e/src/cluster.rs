@@ -81,19 +81,17 @@ impl Cluster {
         self.client().run(args)
     }
 
-    /// The ids of the processes of this cluster whose program is `component`
-    /// (and, if given, that run in `node`).
+    /// The ids of the processes of this cluster whose program is `component`: its cgroups carry its name.
     pub fn pids(&self, component: &str) -> Result<Vec<i32>> {
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc")?.flatten() {
             let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
                 continue;
             };
-            let read = |file: &str| std::fs::read(entry.path().join(file)).unwrap_or_default();
             let program = std::fs::read_link(entry.path().join("exe")).unwrap_or_default();
             let named = program.file_name().is_some_and(|name| name == component);
-            let args = read("cmdline");
-            if named && String::from_utf8_lossy(&args).contains(&format!("/{}/", self.name)) {
+            let cgroups = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+            if named && cgroups.contains(&format!("/skiff/{}", self.name)) {
                 found.push(pid);
             }
         }
