@@ -8,8 +8,16 @@ use apimachinery::field::ErrorList;
 use apimachinery::resource::Resource;
 use serde_json::Value;
 
+mod batch;
+pub mod check;
+mod container;
 mod namespace;
 mod pod;
+mod pod_defaults;
+mod pod_spec;
+mod scheduling;
+mod volume;
+mod workload;
 
 /// What a strategy may know about the write besides the objects.
 #[derive(Debug, Clone, Copy)]
@@ -132,6 +140,15 @@ pub fn of(group: &str, plural: &str) -> &'static dyn Strategy {
     match (group, plural) {
         ("", "namespaces") => &namespace::Namespace,
         ("", "pods") => &pod::Pod,
+        ("", "podtemplates") => &workload::PodTemplate,
+        ("", "replicationcontrollers") => &workload::Workload::ReplicationController,
+        ("apps", "controllerrevisions") => &workload::ControllerRevision,
+        ("apps", "daemonsets") => &workload::Workload::DaemonSet,
+        ("apps", "deployments") => &workload::Workload::Deployment,
+        ("apps", "replicasets") => &workload::Workload::ReplicaSet,
+        ("apps", "statefulsets") => &workload::Workload::StatefulSet,
+        ("batch", "cronjobs") => &batch::CronJob,
+        ("batch", "jobs") => &batch::Job,
         ("rbac.authorization.k8s.io", _) => &PathSegmentNames,
         ("coordination.k8s.io", "leases")
         | ("", "events" | "endpoints")
