@@ -1,8 +1,23 @@
 //! May they: the question that every request puts ([`Attributes`]) and who answers it ([`Authorizer`]).
+//!
+//! [`rbac`] evaluates roles and bindings, [`node`] limits kubelets to their own pods; [`Union`] asks them in the
+//! order of `--authorization-mode`. [`rules`] is the pure half of RBAC. [`review`] answers the access-review
+//! resources, [`escalation`] keeps users from granting what they do not hold.
 
+pub mod escalation;
+pub mod node;
+pub mod rbac;
+pub mod review;
+pub mod rules;
+
+use std::sync::Arc;
+
+use apimachinery::resource::GroupResource;
+use apimachinery::status::{Result, Status};
 use futures::future::BoxFuture;
 
-use crate::authn::UserInfo;
+use crate::authn::{MASTERS, UserInfo};
+use crate::registry::Registry;
 use crate::request::RequestInfo;
 
 /// What is to be allowed. Borrowed from the request, so that asking allocates nothing.
@@ -76,4 +91,206 @@ pub trait Authorizer: Send + Sync {
         user: &'a UserInfo,
         namespace: &'a str,
     ) -> BoxFuture<'a, (Vec<Rule>, Option<String>)>;
+}
+
+/// Several authorizers in order: the first opinion counts. Members of `system:masters` are never asked about.
+pub struct Union {
+    authorizers: Vec<Box<dyn Authorizer>>,
+    always: bool,
+}
+
+impl Union {
+    /// From `--authorization-mode`: any of `Node`, `RBAC`, `AlwaysAllow`, `AlwaysDeny`.
+    pub fn from_modes(
+        modes: &[String],
+        registry: &Arc<Registry>,
+        rbac: &Arc<rbac::Rbac>,
+    ) -> Result<Self> {
+        let mut union = Self {
+            authorizers: Vec::new(),
+            always: false,
+        };
+        for mode in modes {
+            match mode.as_str() {
+                "Node" => union.authorizers.push(Box::new(node::Node::new(registry))),
+                "RBAC" => union.authorizers.push(Box::new(Shared(rbac.clone()))),
+                "AlwaysAllow" => union.always = true,
+                "AlwaysDeny" => {}
+                other => {
+                    return Err(Status::bad_request(format!(
+                        "unknown authorization mode {other:?} specified"
+                    )));
+                }
+            }
+        }
+        Ok(union)
+    }
+}
+
+struct Shared<T>(Arc<T>);
+
+impl<T: Authorizer> Authorizer for Shared<T> {
+    fn authorize<'a>(&'a self, attributes: &'a Attributes<'a>) -> BoxFuture<'a, Decision> {
+        self.0.authorize(attributes)
+    }
+    fn rules<'a>(
+        &'a self,
+        user: &'a UserInfo,
+        namespace: &'a str,
+    ) -> BoxFuture<'a, (Vec<Rule>, Option<String>)> {
+        self.0.rules(user, namespace)
+    }
+}
+
+impl Authorizer for Union {
+    fn authorize<'a>(&'a self, attributes: &'a Attributes<'a>) -> BoxFuture<'a, Decision> {
+        Box::pin(async move {
+            if self.always || attributes.user.in_group(MASTERS) {
+                return Decision::Allow(String::new());
+            }
+            let mut reasons = Vec::new();
+            for authorizer in &self.authorizers {
+                match authorizer.authorize(attributes).await {
+                    Decision::NoOpinion(reason) if reason.is_empty() => {}
+                    Decision::NoOpinion(reason) => reasons.push(reason),
+                    decided => return decided,
+                }
+            }
+            Decision::NoOpinion(reasons.join("\n"))
+        })
+    }
+
+    fn rules<'a>(
+        &'a self,
+        user: &'a UserInfo,
+        namespace: &'a str,
+    ) -> BoxFuture<'a, (Vec<Rule>, Option<String>)> {
+        Box::pin(async move {
+            let everything = || vec!["*".to_owned()];
+            let (mut all, mut errors) = (Vec::new(), Vec::new());
+            if self.always || user.in_group(MASTERS) {
+                all.push(Rule::Resource {
+                    verbs: everything(),
+                    groups: everything(),
+                    resources: everything(),
+                    names: Vec::new(),
+                });
+                all.push(Rule::NonResource {
+                    verbs: everything(),
+                    urls: everything(),
+                });
+            }
+            for authorizer in &self.authorizers {
+                let (rules, error) = authorizer.rules(user, namespace).await;
+                all.extend(rules);
+                errors.extend(error);
+            }
+            (all, (!errors.is_empty()).then(|| errors.join(", ")))
+        })
+    }
+}
+
+/// The 403 for a request, in Kubernetes' words:
+/// `pods "x" is forbidden: User "u" cannot get resource "pods" in API group "" in the namespace "n"`.
+#[must_use]
+pub fn forbidden(a: &Attributes<'_>, reason: &str) -> Status {
+    let user = &a.user.name;
+    let mut why = if !a.is_resource {
+        format!("User {user:?} cannot {} path {:?}", a.verb, a.path)
+    } else {
+        let resource = match a.subresource {
+            "" => a.resource.to_owned(),
+            sub => format!("{}/{sub}", a.resource),
+        };
+        let scope = match a.namespace {
+            "" => "at the cluster scope".to_owned(),
+            namespace => format!("in the namespace {namespace:?}"),
+        };
+        format!(
+            "User {user:?} cannot {} resource {resource:?} in API group {:?} {scope}",
+            a.verb, a.group
+        )
+    };
+    if !reason.is_empty() {
+        why = format!("{why}: {reason}");
+    }
+    if !a.is_resource {
+        let mut status = Status::new(403, "Forbidden", format!("forbidden: {why}"));
+        status.details = Some(Box::default());
+        return status;
+    }
+    let resource = GroupResource::new(a.group.to_owned(), a.resource.to_owned());
+    Status::forbidden(&resource, a.name, why)
+}
+
+/// Asks, and turns everything but yes into the 403.
+pub async fn require(authorizer: &dyn Authorizer, attributes: &Attributes<'_>) -> Result<()> {
+    match authorizer.authorize(attributes).await {
+        Decision::Allow(_) => Ok(()),
+        Decision::Deny(reason) | Decision::NoOpinion(reason) => Err(forbidden(attributes, &reason)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_read_as_kubernetes_does() {
+        let user = UserInfo::new("jane", &[]);
+        let base = Attributes {
+            user: &user,
+            verb: "get",
+            namespace: "ns",
+            group: "",
+            version: "v1",
+            resource: "pods",
+            subresource: "",
+            name: "",
+            is_resource: true,
+            path: "/metrics",
+            field_selector: "",
+            label_selector: "",
+        };
+        for (a, want) in [
+            (
+                Attributes {
+                    verb: "list",
+                    ..base
+                },
+                r#"pods is forbidden: User "jane" cannot list resource "pods" in API group "" in the namespace "ns""#,
+            ),
+            (
+                Attributes {
+                    name: "p",
+                    subresource: "log",
+                    ..base
+                },
+                r#"pods "p" is forbidden: User "jane" cannot get resource "pods/log" in API group "" in the namespace "ns""#,
+            ),
+            (
+                Attributes {
+                    group: "apps",
+                    resource: "deployments",
+                    namespace: "",
+                    ..base
+                },
+                r#"deployments.apps is forbidden: User "jane" cannot get resource "deployments" in API group "apps" at the cluster scope"#,
+            ),
+            (
+                Attributes {
+                    is_resource: false,
+                    ..base
+                },
+                r#"forbidden: User "jane" cannot get path "/metrics""#,
+            ),
+        ] {
+            assert_eq!(forbidden(&a, "").message, want);
+        }
+        assert!(
+            forbidden(&base, "RBAC: x")
+                .message
+                .ends_with(r#"in the namespace "ns": RBAC: x"#)
+        );
+    }
 }
