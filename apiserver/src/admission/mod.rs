@@ -1,4 +1,11 @@
 //! Admission: plugins that may change a request's object before it is validated, or refuse it.
+//!
+//! One module per plugin of Kubernetes that is on by default; [`small`] holds those that set one thing. [`chain`]
+//! puts them in Kubernetes' order.
+
+mod namespace;
+mod service_account;
+mod small;
 
 use std::sync::Arc;
 
@@ -8,6 +15,7 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 
 use crate::authn::UserInfo;
+use crate::cache::{Object, Selection};
 use crate::registry::Registry;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -103,6 +111,81 @@ impl Chain {
         }
         Ok(())
     }
+}
+
+/// The plugins that are on unless `--disable-admission-plugins` names them, in Kubernetes' order. Names in `enable`
+/// are checked, so that a typing error does not pass for protection. `guards` are always on.
+pub fn chain(enable: &[String], disable: &[String], guards: Vec<Box<dyn Plugin>>) -> Result<Chain> {
+    let mut plugins: Vec<Box<dyn Plugin>> = vec![
+        Box::new(namespace::NamespaceLifecycle),
+        Box::new(service_account::ServiceAccount),
+        Box::new(small::TaintNodesByCondition),
+        Box::new(small::Priority),
+        Box::new(small::DefaultTolerationSeconds),
+        Box::new(small::STORAGE_CLASS),
+        Box::new(small::StorageObjectInUseProtection),
+        Box::new(small::PersistentVolumeClaimResize),
+        Box::new(small::RuntimeClass),
+        Box::new(small::INGRESS_CLASS),
+    ];
+    for name in enable.iter().chain(disable) {
+        if !plugins.iter().any(|p| p.name() == name) {
+            return Err(Status::bad_request(format!(
+                "unknown admission plugin: {name:?}"
+            )));
+        }
+    }
+    plugins
+        .retain(|p| !disable.iter().any(|d| d == p.name()) || enable.iter().any(|e| e == p.name()));
+    plugins.extend(guards);
+    Ok(Chain::new(plugins))
+}
+
+fn is_pod(resource: &Resource) -> bool {
+    resource.group.is_empty() && resource.plural == "pods"
+}
+
+/// An object out of the watch cache; only if it is not there, the store is asked whether it is new.
+async fn cached(
+    registry: &Registry,
+    group: &str,
+    plural: &str,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<Arc<Object>>> {
+    let cache = registry.cache_of(group, plural)?;
+    cache.loaded().await?;
+    let key = match namespace {
+        "" => name.to_owned(),
+        namespace => format!("{namespace}/{name}"),
+    };
+    if let Some(object) = cache.get(&key) {
+        return Ok(Some(object));
+    }
+    cache.fresh().await?;
+    Ok(cache.get(&key))
+}
+
+/// The objects of a namespace (or of the cluster) out of the watch cache.
+async fn cached_list(
+    registry: &Registry,
+    group: &str,
+    plural: &str,
+    namespace: &str,
+) -> Result<Vec<Arc<Object>>> {
+    let cache = registry.cache_of(group, plural)?;
+    let reached = cache.loaded().await?;
+    Ok(cache
+        .list(&Selection::namespaced(namespace), reached)
+        .objects)
+}
+
+/// Five characters that cannot form words, as generated names end.
+fn random_suffix() -> String {
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    (0..5)
+        .map(|_| char::from(ALPHABET[rand::random_range(0..ALPHABET.len())]))
+        .collect()
 }
 
 /// The 403 of a plugin, in Kubernetes' words: `pods "x" is forbidden: why`.
