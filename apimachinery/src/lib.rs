@@ -14,6 +14,7 @@
 //!
 //! Nothing here does I/O, reads a clock or is async. The rules and messages follow Kubernetes 1.36.
 
+pub mod decode;
 pub mod field;
 pub mod names;
 pub mod object;

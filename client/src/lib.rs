@@ -37,6 +37,7 @@ pub mod events;
 pub mod health;
 pub mod informer;
 pub mod leader;
+pub mod mirror;
 pub mod workqueue;
 
 pub use connect::{Error as ConnectError, config, connect, connect_with};

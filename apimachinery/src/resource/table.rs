@@ -250,7 +250,7 @@ fn resource(group: &'static str, version: &'static str, line: &Line) -> Resource
         },
         storage_version: stored && !secondary,
         columns: Vec::new(),
-        schema: Arc::new(Schema::any()),
+        schema: Arc::new(Schema::builtin(group, version, kind).unwrap_or_else(Schema::any)),
     }
 }
 
