@@ -30,7 +30,11 @@ pub fn write(directory: &Path, conflist: &Value) -> anyhow::Result<bool> {
 
 /// Says now what each pod would say later: which plugins are missing.
 pub fn check_plugins(directory: &Path, plugins: &[&str]) -> anyhow::Result<()> {
-    let missing: Vec<&str> = plugins.iter().filter(|name| !directory.join(name).is_file()).copied().collect();
+    let missing: Vec<&str> = plugins
+        .iter()
+        .filter(|name| !directory.join(name).is_file())
+        .copied()
+        .collect();
     if !missing.is_empty() {
         bail!(
             "CNI plugins not found in {}: {} (Debian has them in containernetworking-plugins; see --cni-bin-dir)",
@@ -44,7 +48,11 @@ pub fn check_plugins(directory: &Path, plugins: &[&str]) -> anyhow::Result<()> {
 /// The first of the usual plugin directories that exists: Debian's, else that of upstream packages.
 pub fn default_bin_dir() -> PathBuf {
     let usual = ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni"].map(PathBuf::from);
-    usual.iter().find(|dir| dir.join("host-local").is_file()).unwrap_or(&usual[0]).clone()
+    usual
+        .iter()
+        .find(|dir| dir.join("host-local").is_file())
+        .unwrap_or(&usual[0])
+        .clone()
 }
 
 #[cfg(test)]
@@ -59,7 +67,10 @@ mod tests {
         assert!(write(&below, &json!({"name": "a"})).unwrap());
         assert!(!write(&below, &json!({"name": "a"})).unwrap());
         assert!(write(&below, &json!({"name": "b"})).unwrap());
-        let names: Vec<_> = std::fs::read_dir(&below).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let names: Vec<_> = std::fs::read_dir(&below)
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
         assert_eq!(names, [FILE]);
     }
 
@@ -67,7 +78,9 @@ mod tests {
     fn missing_plugins_are_named() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("bridge"), "").unwrap();
-        let error = check_plugins(dir.path(), &["bridge", "portmap"]).unwrap_err().to_string();
+        let error = check_plugins(dir.path(), &["bridge", "portmap"])
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(": portmap ("), "{error}");
     }
 }

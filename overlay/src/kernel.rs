@@ -7,7 +7,9 @@ use std::process::Stdio;
 use anyhow::{Context, bail};
 use futures::{Stream, StreamExt, TryStreamExt};
 use ipnet::IpNet;
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol,
+};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -35,7 +37,10 @@ pub fn connect() -> anyhow::Result<(Handle, impl Stream<Item = ()> + Unpin)> {
 /// The routes that carry our mark.
 pub async fn routes(handle: &Handle) -> anyhow::Result<Vec<(IpNet, IpAddr)>> {
     let mut found = Vec::new();
-    for any in [RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(), RouteMessageBuilder::<std::net::Ipv6Addr>::new().build()] {
+    for any in [
+        RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
+        RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
+    ] {
         let mut dump = handle.route().get(any).execute();
         while let Some(route) = dump.try_next().await.context("cannot list routes")? {
             found.extend(ours(&route));
@@ -61,18 +66,29 @@ fn ours(route: &RouteMessage) -> Option<(IpNet, IpAddr)> {
             _ => {}
         }
     }
-    Some((IpNet::new(destination?, route.header.destination_prefix_length).ok()?, gateway?))
+    Some((
+        IpNet::new(destination?, route.header.destination_prefix_length).ok()?,
+        gateway?,
+    ))
 }
 
 pub async fn change_route(handle: &Handle, change: &Change) -> anyhow::Result<()> {
     let message = |range: &IpNet, gateway: &IpAddr| -> anyhow::Result<RouteMessage> {
-        let builder = RouteMessageBuilder::<IpAddr>::new().destination_prefix(range.addr(), range.prefix_len());
-        let builder = builder.and_then(|b| b.gateway(*gateway)).map_err(|e| anyhow::anyhow!("{e}"))?;
+        let builder = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(range.addr(), range.prefix_len());
+        let builder = builder
+            .and_then(|b| b.gateway(*gateway))
+            .map_err(|e| anyhow::anyhow!("{e}"))?;
         Ok(builder.protocol(PROTOCOL).build())
     };
     match change {
         Change::Set(range, gateway) => {
-            let added = handle.route().add(message(range, gateway)?).replace().execute().await;
+            let added = handle
+                .route()
+                .add(message(range, gateway)?)
+                .replace()
+                .execute()
+                .await;
             added.with_context(|| {
                 format!("cannot route {range} to {gateway}: the routes backend needs all nodes on one network")
             })
@@ -88,16 +104,24 @@ pub async fn change_route(handle: &Handle, change: &Change) -> anyhow::Result<()
 pub fn prepare(v6: bool) -> anyhow::Result<bool> {
     let on = |path: &str| -> std::io::Result<()> {
         // Read first: where /proc/sys is read-only, somebody else may have set it.
-        if std::fs::read_to_string(path)?.trim() == "1" { Ok(()) } else { std::fs::write(path, "1") }
+        if std::fs::read_to_string(path)?.trim() == "1" {
+            Ok(())
+        } else {
+            std::fs::write(path, "1")
+        }
     };
     on("/proc/sys/net/ipv4/ip_forward").context("cannot turn on net.ipv4.ip_forward")?;
     if v6 {
-        on("/proc/sys/net/ipv6/conf/all/forwarding").context("cannot turn on net.ipv6.conf.all.forwarding")?;
+        on("/proc/sys/net/ipv6/conf/all/forwarding")
+            .context("cannot turn on net.ipv6.conf.all.forwarding")?;
     }
     let bridged = "/proc/sys/net/bridge/bridge-nf-call-iptables";
     if !Path::new(bridged).exists() {
         // Built as a module almost everywhere. If it cannot be loaded, pods get links of their own.
-        let loaded = std::process::Command::new("modprobe").arg("br_netfilter").stderr(Stdio::null()).status();
+        let loaded = std::process::Command::new("modprobe")
+            .arg("br_netfilter")
+            .stderr(Stdio::null())
+            .status();
         tracing::debug!(?loaded, "modprobe br_netfilter");
     }
     if !Path::new(bridged).exists() {
@@ -105,7 +129,8 @@ pub fn prepare(v6: bool) -> anyhow::Result<bool> {
     }
     on(bridged).context("cannot turn on net.bridge.bridge-nf-call-iptables")?;
     if v6 {
-        on("/proc/sys/net/bridge/bridge-nf-call-ip6tables").context("cannot turn on net.bridge.bridge-nf-call-ip6tables")?;
+        on("/proc/sys/net/bridge/bridge-nf-call-ip6tables")
+            .context("cannot turn on net.bridge.bridge-nf-call-ip6tables")?;
     }
     Ok(true)
 }
@@ -119,10 +144,16 @@ const FORWARD: &str = "SKIFF-FORWARD";
 fn rules(pods: &IpNet, masquerade: bool, jumps: [bool; 2]) -> String {
     let mut text = format!("*nat\n:{MASQUERADE} - [0:0]\n");
     if !jumps[0] {
-        text += &format!("-A POSTROUTING -m comment --comment \"pod traffic that leaves the cluster\" -j {MASQUERADE}\n");
+        text += &format!(
+            "-A POSTROUTING -m comment --comment \"pod traffic that leaves the cluster\" -j {MASQUERADE}\n"
+        );
     }
     if masquerade {
-        let multicast = if pods.addr().is_ipv4() { "224.0.0.0/4" } else { "ff00::/8" };
+        let multicast = if pods.addr().is_ipv4() {
+            "224.0.0.0/4"
+        } else {
+            "ff00::/8"
+        };
         text += &format!("-A {MASQUERADE} ! -s {pods} -j RETURN\n");
         text += &format!("-A {MASQUERADE} -d {pods} -j RETURN\n");
         text += &format!("-A {MASQUERADE} ! -d {multicast} -j MASQUERADE --random-fully\n");
@@ -131,30 +162,52 @@ fn rules(pods: &IpNet, masquerade: bool, jumps: [bool; 2]) -> String {
     if !jumps[1] {
         text += &format!("-A FORWARD -m comment --comment \"pod traffic\" -j {FORWARD}\n");
     }
-    text += &format!("-A {FORWARD} -s {pods} -j ACCEPT\n-A {FORWARD} -d {pods} -j ACCEPT\nCOMMIT\n");
+    text +=
+        &format!("-A {FORWARD} -s {pods} -j ACCEPT\n-A {FORWARD} -d {pods} -j ACCEPT\nCOMMIT\n");
     text
 }
 
 fn has_jump(save: &str, from: &str, to: &str) -> bool {
-    save.lines().any(|line| line.starts_with(&format!("-A {from} ")) && line.ends_with(&format!("-j {to}")))
+    save.lines()
+        .any(|line| line.starts_with(&format!("-A {from} ")) && line.ends_with(&format!("-j {to}")))
 }
 
 fn program(pods: &IpNet, suffix: &str) -> String {
-    format!("{}{suffix}", if pods.addr().is_ipv4() { "iptables" } else { "ip6tables" })
+    format!(
+        "{}{suffix}",
+        if pods.addr().is_ipv4() {
+            "iptables"
+        } else {
+            "ip6tables"
+        }
+    )
 }
 
 /// Writes our chains anew, and the jumps to them if they are missing, in one transaction per table.
 pub async fn write_rules(pods: &IpNet, masquerade: bool) -> anyhow::Result<()> {
     let save = run(&program(pods, "-save"), &[], String::new()).await?;
-    let jumps = [has_jump(&save, "POSTROUTING", MASQUERADE), has_jump(&save, "FORWARD", FORWARD)];
+    let jumps = [
+        has_jump(&save, "POSTROUTING", MASQUERADE),
+        has_jump(&save, "FORWARD", FORWARD),
+    ];
     let text = rules(pods, masquerade, jumps);
-    run(&program(pods, "-restore"), &["-w", "5", "--noflush"], text).await.map(drop)
+    run(&program(pods, "-restore"), &["-w", "5", "--noflush"], text)
+        .await
+        .map(drop)
 }
 
 /// Whether our chains are still jumped to; a flush of the tables takes that away.
 pub async fn rules_intact(pods: &IpNet) -> bool {
-    for (table, from, to) in [("nat", "POSTROUTING", MASQUERADE), ("filter", "FORWARD", FORWARD)] {
-        let listed = run(&program(pods, ""), &["-w", "5", "-t", table, "-S", from], String::new()).await;
+    for (table, from, to) in [
+        ("nat", "POSTROUTING", MASQUERADE),
+        ("filter", "FORWARD", FORWARD),
+    ] {
+        let listed = run(
+            &program(pods, ""),
+            &["-w", "5", "-t", table, "-S", from],
+            String::new(),
+        )
+        .await;
         if !listed.is_ok_and(|rules| has_jump(&rules, from, to)) {
             return false;
         }
@@ -175,9 +228,15 @@ async fn run(program: &str, args: &[&str], input: String) -> anyhow::Result<Stri
         // A child that does not read its input has failed, and says why itself.
         let _ = stdin.write_all(input.as_bytes()).await;
     }
-    let output = child.wait_with_output().await.with_context(|| format!("cannot run {program}"))?;
+    let output = child
+        .wait_with_output()
+        .await
+        .with_context(|| format!("cannot run {program}"))?;
     if !output.status.success() {
-        bail!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{program}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -199,8 +258,14 @@ mod tests {
              *filter\n:SKIFF-FORWARD - [0:0]\n-A FORWARD -m comment --comment \"pod traffic\" -j SKIFF-FORWARD\n\
              -A SKIFF-FORWARD -s 10.244.0.0/16 -j ACCEPT\n-A SKIFF-FORWARD -d 10.244.0.0/16 -j ACCEPT\nCOMMIT\n"
         );
-        assert!(has_jump(&fresh, "POSTROUTING", MASQUERADE) && has_jump(&fresh, "FORWARD", FORWARD));
+        assert!(
+            has_jump(&fresh, "POSTROUTING", MASQUERADE) && has_jump(&fresh, "FORWARD", FORWARD)
+        );
         let again = rules(&pods, false, [true, true]);
-        assert!(!again.contains("-A POSTROUTING") && !again.contains("-A FORWARD ") && !again.contains("MASQUERADE"));
+        assert!(
+            !again.contains("-A POSTROUTING")
+                && !again.contains("-A FORWARD ")
+                && !again.contains("MASQUERADE")
+        );
     }
 }

@@ -47,15 +47,21 @@ async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     match options.backend.as_str() {
         "routes" => {}
-        "vxlan" => bail!("backend \"vxlan\" is not implemented yet; use --backend=routes on nodes that share a network"),
+        "vxlan" => bail!(
+            "backend \"vxlan\" is not implemented yet; use --backend=routes on nodes that share a network"
+        ),
         other => bail!("unknown backend {other:?}; use --backend=routes"),
     }
     let name = match options.hostname_override {
         Some(name) => name,
-        None => std::fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read the host name")?,
+        None => std::fs::read_to_string("/proc/sys/kernel/hostname")
+            .context("cannot read the host name")?,
     };
     let shutdown = client::shutdown_signal();
-    let v6 = options.cluster_cidr.iter().any(|cidr| cidr.addr().is_ipv6());
+    let v6 = options
+        .cluster_cidr
+        .iter()
+        .any(|cidr| cidr.addr().is_ipv6());
     let bridge_netfilter = kernel::prepare(v6)?;
     let bin_dir = options.cni_bin_dir.unwrap_or_else(cni::default_bin_dir);
     cni::check_plugins(&bin_dir, &plan::plugins(bridge_netfilter))?;
@@ -70,7 +76,12 @@ async fn main() -> anyhow::Result<()> {
         masquerade: options.masquerade,
         netlink,
     };
-    tracing::info!(node = overlay.node, backend = options.backend, bridge_netfilter, "overlay started");
+    tracing::info!(
+        node = overlay.node,
+        backend = options.backend,
+        bridge_netfilter,
+        "overlay started"
+    );
     let nodes = client::informer::events(Api::<Node>::all(api), watcher::Config::default());
     overlay.run(Box::pin(nodes), notifications, &shutdown).await;
     Ok(())

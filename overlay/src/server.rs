@@ -71,11 +71,15 @@ impl Overlay {
     /// One pass. True when nothing is left to do.
     async fn pass(&self, nodes: &BTreeMap<String, plan::Node>) -> bool {
         let mut good = true;
-        let conflist = nodes.get(&self.node).and_then(|me| plan::conflist(me, self.bridge_netfilter));
+        let conflist = nodes
+            .get(&self.node)
+            .and_then(|me| plan::conflist(me, self.bridge_netfilter));
         // A node without a range keeps the configuration it had: its pods still run.
         if let Some(conflist) = conflist {
             match cni::write(&self.cni_conf_dir, &conflist) {
-                Ok(true) => tracing::info!(directory = %self.cni_conf_dir.display(), "CNI configuration written"),
+                Ok(true) => {
+                    tracing::info!(directory = %self.cni_conf_dir.display(), "CNI configuration written")
+                }
                 Ok(false) => {}
                 Err(error) => {
                     tracing::error!("{error:#}");
@@ -109,7 +113,9 @@ impl Overlay {
             }
             match kernel::write_rules(pods, self.masquerade).await {
                 Ok(()) => tracing::info!(%pods, "pod traffic rules written"),
-                Err(error) => tracing::error!("cannot write pod traffic rules, trying again in {CHECK:?}: {error:#}"),
+                Err(error) => tracing::error!(
+                    "cannot write pod traffic rules, trying again in {CHECK:?}: {error:#}"
+                ),
             }
         }
     }

@@ -35,12 +35,17 @@ impl Namespace {
             tell.send(nix::unistd::gettid().as_raw()).unwrap();
             inbox.into_iter().for_each(|job| job());
         });
-        Self { jobs, thread: told.recv().unwrap() }
+        Self {
+            jobs,
+            thread: told.recv().unwrap(),
+        }
     }
 
     fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (tell, told) = channel();
-        self.jobs.send(Box::new(move || drop(tell.send(job())))).unwrap();
+        self.jobs
+            .send(Box::new(move || drop(tell.send(job()))))
+            .unwrap();
         told.recv().expect("job panicked")
     }
 
@@ -51,7 +56,11 @@ impl Namespace {
 
 fn sh(command: &str) -> String {
     let output = Command::new("sh").args(["-ec", command]).output().unwrap();
-    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{command}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -92,33 +101,63 @@ async fn story(conf: PathBuf) {
     let task = tokio::spawn(async move { overlay.run(stream, notifications, &stop).await });
 
     // A stale route of an earlier life, and one of somebody else.
-    sh("ip route add 10.244.9.0/24 via 192.168.78.2 proto 83; ip route add 172.31.0.0/16 via 192.168.78.2");
+    sh(
+        "ip route add 10.244.9.0/24 via 192.168.78.2 proto 83; ip route add 172.31.0.0/16 via 192.168.78.2",
+    );
     let send = |event| events.unbounded_send(event).unwrap();
     send(Event::Init);
-    send(Event::InitApply(node("me", "10.244.0.0/24", "192.168.78.1")));
-    send(Event::InitApply(node("other", "10.244.1.0/24", "192.168.78.2")));
+    send(Event::InitApply(node(
+        "me",
+        "10.244.0.0/24",
+        "192.168.78.1",
+    )));
+    send(Event::InitApply(node(
+        "other",
+        "10.244.1.0/24",
+        "192.168.78.2",
+    )));
     let begun = Instant::now();
     send(Event::InitDone);
     let file = conf.join(cni::FILE);
     eventually("the configuration", || file.exists()).await;
     assert!(begun.elapsed() < Duration::from_millis(500));
     let ours = || sh("ip route show proto 83");
-    eventually("the route", || ours().contains("10.244.1.0/24 via 192.168.78.2") && !ours().contains("10.244.9")).await;
-    assert!(sh("ip route").contains("172.31.0.0/16"), "routes of others stay");
+    eventually("the route", || {
+        ours().contains("10.244.1.0/24 via 192.168.78.2") && !ours().contains("10.244.9")
+    })
+    .await;
+    assert!(
+        sh("ip route").contains("172.31.0.0/16"),
+        "routes of others stay"
+    );
 
     sh("ip route del 10.244.1.0/24");
     eventually("the repair of a route", || ours().contains("10.244.1.0/24")).await;
     sh("ip link set out down; ip link set out up");
-    eventually("the repair after a link was down", || ours().contains("10.244.1.0/24")).await;
+    eventually("the repair after a link was down", || {
+        ours().contains("10.244.1.0/24")
+    })
+    .await;
 
     send(Event::Apply(node("other", "10.244.1.0/24", "192.168.78.3")));
-    eventually("the move", || ours().trim().starts_with("10.244.1.0/24 via 192.168.78.3")).await;
+    eventually("the move", || {
+        ours().trim().starts_with("10.244.1.0/24 via 192.168.78.3")
+    })
+    .await;
     send(Event::Apply(node("other", "10.244.1.0/24", "192.168.78.2")));
     send(Event::Apply(node("third", "10.244.2.0/24", "192.168.78.3")));
     eventually("a new node", || ours().lines().count() == 2).await;
-    send(Event::Delete(node("third", "10.244.2.0/24", "192.168.78.3")));
+    send(Event::Delete(node(
+        "third",
+        "10.244.2.0/24",
+        "192.168.78.3",
+    )));
     eventually("the end of a node", || ours().lines().count() == 1).await;
-    eventually("the rules", || sh("iptables-save").contains("-A SKIFF-MASQ -s 10.244.0.0/16 -d") || sh("iptables-save").matches("SKIFF-MASQ").count() >= 4).await;
+    eventually("the rules", || {
+        sh("iptables-save").contains("-A SKIFF-MASQ -s 10.244.0.0/16 -d")
+            || sh("iptables-save").matches("SKIFF-MASQ").count() >= 4
+    })
+    .await;
     shutdown.cancel();
     task.await.unwrap();
 }
@@ -137,7 +176,10 @@ fn the_network_of_a_node() {
     pod.sh("ip addr add 10.244.0.2/24 dev eth0; ip link set eth0 up; ip route add default via 10.244.0.1".into());
     let conf = dir.path().to_owned();
     me.run(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(story(conf));
     });
 
@@ -148,15 +190,29 @@ fn the_network_of_a_node() {
             let listener = TcpListener::bind(to).unwrap();
             thread::spawn(move || tell.send(listener.accept().unwrap().1.ip().to_string()));
         });
-        from.run(move || TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_secs(2)).unwrap());
+        from.run(move || {
+            TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_secs(2)).unwrap()
+        });
         told.recv_timeout(Duration::from_secs(2)).unwrap()
     };
-    assert_eq!(seen(&pod, "192.168.78.2:7001"), "192.168.78.1", "masqueraded towards the world");
-    assert_eq!(seen(&pod, "10.244.1.5:7002"), "10.244.0.2", "itself towards other pods");
+    assert_eq!(
+        seen(&pod, "192.168.78.2:7001"),
+        "192.168.78.1",
+        "masqueraded towards the world"
+    );
+    assert_eq!(
+        seen(&pod, "10.244.1.5:7002"),
+        "10.244.0.2",
+        "itself towards other pods"
+    );
     exists_whole(dir.path());
 }
 
 fn exists_whole(dir: &Path) {
-    let conf: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join(cni::FILE)).unwrap()).unwrap();
-    assert_eq!(conf["plugins"][0]["ipam"]["ranges"][0][0]["subnet"], "10.244.0.0/24");
+    let conf: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(dir.join(cni::FILE)).unwrap()).unwrap();
+    assert_eq!(
+        conf["plugins"][0]["ipam"]["ranges"][0][0]["subnet"],
+        "10.244.0.0/24"
+    );
 }
