@@ -15,14 +15,17 @@
 //! Nothing here does I/O, reads a clock or is async. The rules and messages follow Kubernetes 1.36.
 
 pub mod decode;
+pub mod discovery;
 pub mod field;
 pub mod names;
 pub mod object;
+pub mod patch;
 pub mod quantity;
 pub mod resource;
 pub mod schema;
 pub mod selector;
 pub mod status;
 pub mod time;
+pub mod validation;
 
 pub use status::{Result, Status};
