@@ -66,6 +66,18 @@ impl Recorder {
         }
     }
 
+    /// The same queue under another component's name.
+    pub fn named(&self, component: &str) -> Self {
+        let source = EventSource {
+            component: Some(component.into()),
+            ..self.source.clone()
+        };
+        Self {
+            queue: self.queue.clone(),
+            source,
+        }
+    }
+
     /// Says something about an object.
     pub fn event(
         &self,

@@ -1,1 +1,110 @@
-//! Placeholder for the first commit of this crate.
+//! The controllers that keep a cluster's objects in step with each other, all on one frame.
+//!
+//! Every controller is one module with the same shape: informers put keys on a queue; for each key the controller
+//! *observes* (reads the informers' copies), *plans* (a pure function with unit tests) and *acts* (writes with
+//! preconditions). What it wrote is put back into the copies at once, so the next pass builds on it; a pass that
+//! plans nothing is the end. Nothing is remembered between passes.
+//!
+//! Start reading at [`frame`], then [`replicaset`], the model for the rest. [`run`] starts what `--controllers`
+//! names, once this instance is the leader.
+
+pub mod discovery;
+pub mod frame;
+pub mod informers;
+pub mod meta;
+pub mod pods;
+
+pub mod deployment;
+pub mod endpoints;
+pub mod endpointslice;
+pub mod namespace;
+pub mod nodeipam;
+pub mod replicaset;
+pub mod serviceaccount;
+
+use std::sync::Arc;
+
+use client::CancellationToken;
+use frame::Context;
+use futures::future::BoxFuture;
+
+type Start = fn(Arc<Context>, CancellationToken) -> BoxFuture<'static, ()>;
+
+/// Every controller by the name that `--controllers` knows it by; names are those of Kubernetes.
+pub const CONTROLLERS: &[(&str, Start)] = &[
+    ("deployment-controller", |c, t| {
+        Box::pin(deployment::run(c, t))
+    }),
+    ("endpoints-controller", |c, t| {
+        Box::pin(endpoints::run(c, t))
+    }),
+    ("endpointslice-controller", |c, t| {
+        Box::pin(endpointslice::run(c, t))
+    }),
+    ("namespace-controller", |c, t| {
+        Box::pin(namespace::run(c, t))
+    }),
+    ("node-ipam-controller", |c, t| Box::pin(nodeipam::run(c, t))),
+    ("replicaset-controller", |c, t| {
+        Box::pin(replicaset::run(c, t))
+    }),
+    ("root-ca-certificate-publisher-controller", |c, t| {
+        Box::pin(serviceaccount::run_root_ca(c, t))
+    }),
+    ("serviceaccount-controller", |c, t| {
+        Box::pin(serviceaccount::run(c, t))
+    }),
+];
+
+/// Whether `--controllers` switches `name` on: `name`, unless `-name`, else `*`. The short names of earlier
+/// Kubernetes releases (`deployment`) are understood too.
+pub fn enabled(name: &str, selection: &[String]) -> bool {
+    let short = name.trim_end_matches("-controller");
+    let chosen = |prefix: &str| {
+        selection.iter().any(|s| {
+            s.strip_prefix(prefix)
+                .is_some_and(|n| n == name || n == short)
+        })
+    };
+    !chosen("-") && (chosen("") || selection.iter().any(|s| s == "*"))
+}
+
+/// Runs the selected controllers until `token` is cancelled.
+pub async fn run(context: Arc<Context>, selection: &[String], token: CancellationToken) {
+    let started = CONTROLLERS
+        .iter()
+        .filter(|(name, _)| enabled(name, selection));
+    let tasks: Vec<_> = started
+        .map(|(_, start)| tokio::spawn(start(context.clone(), token.clone())))
+        .collect();
+    for task in tasks {
+        if let Err(error) = task.await {
+            // A controller that panicked leaves its work undone: end, and be restarted afresh.
+            tracing::error!(%error, "a controller ended unexpectedly");
+            token.cancel();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn controllers_flag() {
+        for (selection, name, want) in [
+            (vec!["*"], "deployment-controller", true),
+            (vec!["*", "-deployment"], "deployment-controller", false),
+            (
+                vec!["*", "-deployment-controller"],
+                "deployment-controller",
+                false,
+            ),
+            (vec!["deployment"], "deployment-controller", true),
+            (vec!["deployment"], "replicaset-controller", false),
+        ] {
+            let selection: Vec<String> = selection.into_iter().map(str::to_owned).collect();
+            assert_eq!(enabled(name, &selection), want, "{selection:?} {name}");
+        }
+    }
+}

@@ -1,1 +1,110 @@
-fn main() {}
+//! The `controller-manager` binary: flags, leader election, health.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Parser;
+use client::health::{Health, Transport};
+use controller_manager::frame::{Context, Settings};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Runs the controllers of a Kubernetes cluster.
+#[derive(Parser)]
+#[command(version)]
+struct Flags {
+    /// Credentials and address of the API server; without it, those of the environment or the pod.
+    #[arg(long)]
+    kubeconfig: Option<PathBuf>,
+    /// Which controllers run: '*' is all, 'foo' adds one, '-foo' leaves one out.
+    #[arg(long, value_delimiter = ',', default_value = "*")]
+    controllers: Vec<String>,
+    /// Stand by for other instances.
+    #[arg(long, default_value = "true", action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    leader_elect: bool,
+    /// Address of the health and metrics port.
+    #[arg(long, default_value = "0.0.0.0")]
+    bind_address: IpAddr,
+    /// Port for health and metrics, HTTPS; 0 for none.
+    #[arg(long, default_value_t = 10257)]
+    secure_port: u16,
+    /// Give every node a range of pod addresses.
+    #[arg(long, default_value = "false", action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    allocate_node_cidrs: bool,
+    /// The range that pod addresses come from, as 10.244.0.0/16.
+    #[arg(long)]
+    cluster_cidr: Option<String>,
+    /// The size of a node's range.
+    #[arg(long, default_value_t = 24)]
+    node_cidr_mask_size: u8,
+    /// Certificate authority that pods trust the API server by; published to every namespace.
+    #[arg(long)]
+    root_ca_file: Option<PathBuf>,
+    /// How long a node may be silent before it counts as not ready, in seconds (as '50s').
+    #[arg(long, default_value = "50s")]
+    node_monitor_grace_period: String,
+    /// Terminated pods beyond this number are deleted, oldest first; 0 keeps all.
+    #[arg(long, default_value_t = 12500)]
+    terminated_pod_gc_threshold: usize,
+}
+
+fn seconds(text: &str) -> anyhow::Result<std::time::Duration> {
+    let duration: jiff::SignedDuration = text
+        .parse()
+        .with_context(|| format!("{text:?} is no duration"))?;
+    Ok(duration.try_into()?)
+}
+
+fn main() -> anyhow::Result<()> {
+    client::init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    runtime.block_on(serve(Flags::parse()))
+}
+
+async fn serve(flags: Flags) -> anyhow::Result<()> {
+    let shutdown = client::shutdown_signal();
+    let agent = concat!("controller-manager/", env!("CARGO_PKG_VERSION"));
+    let api = client::connect(flags.kubeconfig.as_deref(), agent).await?;
+    let root_ca = match &flags.root_ca_file {
+        Some(path) => Some(
+            std::fs::read_to_string(path)
+                .with_context(|| format!("--root-ca-file {}", path.display()))?,
+        ),
+        None => None,
+    };
+    let settings = Settings {
+        cluster_cidr: flags.cluster_cidr.filter(|_| flags.allocate_node_cidrs),
+        node_cidr_mask_size: flags.node_cidr_mask_size,
+        root_ca,
+        node_monitor_grace_period: seconds(&flags.node_monitor_grace_period)?,
+        terminated_pod_gc_threshold: flags.terminated_pod_gc_threshold,
+    };
+    if flags.secure_port != 0 {
+        let health = Arc::new(Health::new().authorize(api.clone()));
+        let address = SocketAddr::new(flags.bind_address, flags.secure_port);
+        health
+            .serve(address, Transport::SelfSigned, &shutdown)
+            .await?;
+    }
+    let work = |token: client::CancellationToken| {
+        let context = Arc::new(Context::new(api.clone(), settings, &token));
+        async move { controller_manager::run(context, &flags.controllers, token).await }
+    };
+    if flags.leader_elect {
+        let election = client::leader::Election::new("kube-controller-manager");
+        client::leader::run(api.clone(), election, &shutdown, work).await?;
+    } else {
+        work(shutdown.child_token()).await;
+    }
+    anyhow::ensure!(
+        shutdown.is_cancelled(),
+        "the controllers ended unexpectedly"
+    );
+    Ok(())
+}
