@@ -21,7 +21,10 @@ pub struct Upstreams {
 
 impl Upstreams {
     pub fn new(servers: Vec<SocketAddr>) -> Self {
-        Self { servers, favourite: AtomicUsize::new(0) }
+        Self {
+            servers,
+            favourite: AtomicUsize::new(0),
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -39,7 +42,11 @@ impl Upstreams {
             let mut question = query.to_vec();
             question.get_mut(..2)?.copy_from_slice(&id);
             let exchange = async {
-                if tcp { over_tcp(server, &question).await } else { over_udp(server, &question).await }
+                if tcp {
+                    over_tcp(server, &question).await
+                } else {
+                    over_udp(server, &question).await
+                }
             };
             match timeout(PATIENCE, exchange).await {
                 Ok(Ok(mut answer)) => {
@@ -56,7 +63,11 @@ impl Upstreams {
 }
 
 async fn over_udp(server: SocketAddr, query: &[u8]) -> std::io::Result<Vec<u8>> {
-    let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if server.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     // A new port for every question is half of what makes an answer hard to forge.
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect(server).await?;
@@ -90,7 +101,8 @@ pub async fn read_frame(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
 }
 
 pub async fn write_frame(stream: &mut TcpStream, message: &[u8]) -> std::io::Result<()> {
-    let length = u16::try_from(message.len()).map_err(|_| std::io::Error::other("message too long"))?;
+    let length =
+        u16::try_from(message.len()).map_err(|_| std::io::Error::other("message too long"))?;
     // In one write, so that it travels in one packet.
     let mut frame = length.to_be_bytes().to_vec();
     frame.extend_from_slice(message);
@@ -126,10 +138,15 @@ fn question_end(message: &[u8]) -> usize {
 pub fn parse_resolv_conf(text: &str) -> Vec<SocketAddr> {
     let servers = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
-        (words.next() == Some("nameserver")).then(|| words.next()).flatten()
+        (words.next() == Some("nameserver"))
+            .then(|| words.next())
+            .flatten()
     });
     let servers = servers.filter_map(|ip| ip.parse::<IpAddr>().ok());
-    servers.filter(|ip| !ip.is_loopback()).map(|ip| SocketAddr::new(ip, 53)).collect()
+    servers
+        .filter(|ip| !ip.is_loopback())
+        .map(|ip| SocketAddr::new(ip, 53))
+        .collect()
 }
 
 #[cfg(test)]
@@ -140,12 +157,19 @@ mod tests {
     fn resolv_conf() {
         let text = "# nameserver 9.9.9.9\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nsearch x\nnameserver  fd00::1\nnameserver x\n";
         let servers = parse_resolv_conf(text);
-        assert_eq!(servers, ["192.0.2.1:53".parse().unwrap(), "[fd00::1]:53".parse::<SocketAddr>().unwrap()]);
+        assert_eq!(
+            servers,
+            [
+                "192.0.2.1:53".parse().unwrap(),
+                "[fd00::1]:53".parse::<SocketAddr>().unwrap()
+            ]
+        );
     }
 
     #[test]
     fn answers_to_other_questions_do_not_count() {
-        let query = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x02bc\x00\x00\x01\x00\x01";
+        let query =
+            b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x02bc\x00\x00\x01\x00\x01";
         let mut answer = query.to_vec();
         answer[2] |= 0x80;
         assert!(answers(query, &answer));

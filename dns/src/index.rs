@@ -37,7 +37,9 @@ impl Service {
         }
         let first = spec.cluster_ip.as_deref().unwrap_or_default();
         if first == "None" {
-            return Some(Self::Headless { not_ready: spec.publish_not_ready_addresses == Some(true) });
+            return Some(Self::Headless {
+                not_ready: spec.publish_not_ready_addresses == Some(true),
+            });
         }
         let all = spec.cluster_ips.as_deref().unwrap_or_default();
         let mut addresses: Vec<IpAddr> = all.iter().filter_map(|ip| ip.parse().ok()).collect();
@@ -45,7 +47,8 @@ impl Service {
             addresses.extend(first.parse::<IpAddr>());
         }
         let ports = spec.ports.iter().flatten();
-        let ports = ports.filter_map(|p| Port::new(p.name.as_deref(), p.protocol.as_deref(), Some(p.port)));
+        let ports =
+            ports.filter_map(|p| Port::new(p.name.as_deref(), p.protocol.as_deref(), Some(p.port)));
         // Not allocated yet: without an address there is nothing to say.
         (!addresses.is_empty()).then(|| Self::ClusterIp(addresses, ports.collect()))
     }
@@ -90,9 +93,13 @@ impl Slice {
             })
         });
         let ports = slice.ports.iter().flatten();
-        let ports = ports.filter_map(|p| Port::new(p.name.as_deref(), p.protocol.as_deref(), p.port));
+        let ports =
+            ports.filter_map(|p| Port::new(p.name.as_deref(), p.protocol.as_deref(), p.port));
         Some(Self {
-            service: format!("{}/{name}", slice.metadata.namespace.as_deref().unwrap_or_default()),
+            service: format!(
+                "{}/{name}",
+                slice.metadata.namespace.as_deref().unwrap_or_default()
+            ),
             ports: ports.collect(),
             endpoints: endpoints.collect(),
         })
@@ -136,15 +143,18 @@ impl Index {
         match change {
             Change::Service(event) => {
                 let at = &mut self.service_at;
-                self.services.apply(event, Service::reduce, |key, old, new| {
-                    *serial = serial.wrapping_add(1);
-                    for ip in addresses(old) {
-                        if at.get(ip).is_some_and(|there| there == key) {
-                            at.remove(ip);
+                self.services
+                    .apply(event, Service::reduce, |key, old, new| {
+                        *serial = serial.wrapping_add(1);
+                        for ip in addresses(old) {
+                            if at.get(ip).is_some_and(|there| there == key) {
+                                at.remove(ip);
+                            }
                         }
-                    }
-                    addresses(new).iter().for_each(|ip| drop(at.insert(*ip, key.to_owned())));
-                });
+                        addresses(new)
+                            .iter()
+                            .for_each(|ip| drop(at.insert(*ip, key.to_owned())));
+                    });
             }
             Change::Slice(event) => {
                 let (of, at) = (&mut self.slices_of, &mut self.slices_at);
@@ -155,15 +165,23 @@ impl Index {
                         old.endpoints.iter().for_each(|e| take(at, &e.address, key));
                     }
                     if let Some(new) = new {
-                        of.entry(new.service.clone()).or_default().insert(key.to_owned());
+                        of.entry(new.service.clone())
+                            .or_default()
+                            .insert(key.to_owned());
                         for endpoint in &new.endpoints {
-                            at.entry(endpoint.address).or_default().insert(key.to_owned());
+                            at.entry(endpoint.address)
+                                .or_default()
+                                .insert(key.to_owned());
                         }
                     }
                 });
             }
             Change::Namespace(event) => {
-                self.namespaces.apply(event, |_| Some(()), |_, _, _| *serial = serial.wrapping_add(1));
+                self.namespaces.apply(
+                    event,
+                    |_| Some(()),
+                    |_, _, _| *serial = serial.wrapping_add(1),
+                );
             }
         }
     }

@@ -56,7 +56,9 @@ struct Options {
 
 /// An address, with port 53 unless it says another.
 fn upstream(text: &str) -> Result<SocketAddr, String> {
-    let address = text.parse().or_else(|_| text.parse().map(|ip| SocketAddr::new(ip, 53)));
+    let address = text
+        .parse()
+        .or_else(|_| text.parse().map(|ip| SocketAddr::new(ip, 53)));
     address.map_err(|_| format!("{text:?} is neither an address nor an address with a port"))
 }
 
@@ -65,13 +67,17 @@ async fn main() -> anyhow::Result<()> {
     client::init();
     let options = Options::parse();
     let shutdown = client::shutdown_signal();
-    let zone = Zone::new(&options.domain).with_context(|| format!("--domain {:?}", options.domain))?;
+    let zone =
+        Zone::new(&options.domain).with_context(|| format!("--domain {:?}", options.domain))?;
     let upstreams = match options.upstream.is_empty() {
         true => parse_resolv_conf(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
         false => options.upstream,
     };
     if upstreams.is_empty() {
-        tracing::warn!("no upstream server: names outside {} are refused", options.domain);
+        tracing::warn!(
+            "no upstream server: names outside {} are refused",
+            options.domain
+        );
     }
     let agent = concat!("dns/", env!("CARGO_PKG_VERSION"));
     let api = client::connect(options.kubeconfig.as_deref(), agent).await?;
@@ -80,21 +86,43 @@ async fn main() -> anyhow::Result<()> {
     let server = Arc::new(Server::new(zone, upstreams, metrics));
 
     let context = || format!("cannot serve on --bind-address {}", options.bind_address);
-    let udp = UdpSocket::bind(options.bind_address).await.with_context(context)?;
-    let tcp = TcpListener::bind(options.bind_address).await.with_context(context)?;
+    let udp = UdpSocket::bind(options.bind_address)
+        .await
+        .with_context(context)?;
+    let tcp = TcpListener::bind(options.bind_address)
+        .await
+        .with_context(context)?;
     tokio::spawn(server.clone().serve_udp(udp));
     tokio::spawn(server.clone().serve_tcp(tcp));
     tokio::spawn(follow(api, server.clone()));
 
-    serve(options.health_bind_address, Router::new().route("/health", get(|| async { "OK" }))).await?;
+    serve(
+        options.health_bind_address,
+        Router::new().route("/health", get(|| async { "OK" })),
+    )
+    .await?;
     let (ready, leaving) = (server.clone(), shutdown.clone());
     let ready = move || async move {
         let good = ready.index.lock().synced() && !leaving.is_cancelled();
-        if good { (StatusCode::OK, "OK") } else { (StatusCode::SERVICE_UNAVAILABLE, "kubernetes") }
+        if good {
+            (StatusCode::OK, "OK")
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "kubernetes")
+        }
     };
-    serve(options.ready_bind_address, Router::new().route("/ready", get(ready))).await?;
+    serve(
+        options.ready_bind_address,
+        Router::new().route("/ready", get(ready)),
+    )
+    .await?;
     // Not with the same token: metrics stay to the end.
-    monitor.serve(options.metrics_bind_address, Transport::Http, &client::CancellationToken::new()).await?;
+    monitor
+        .serve(
+            options.metrics_bind_address,
+            Transport::Http,
+            &client::CancellationToken::new(),
+        )
+        .await?;
     tracing::info!(address = %options.bind_address, domain = options.domain, "dns started");
 
     shutdown.cancelled().await;
@@ -103,7 +131,9 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn serve(address: SocketAddr, router: Router) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot serve on {address}"))?;
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot serve on {address}"))?;
     tokio::spawn(axum::serve(listener, router).into_future());
     Ok(())
 }
@@ -112,9 +142,15 @@ async fn serve(address: SocketAddr, router: Router) -> anyhow::Result<()> {
 async fn follow(api: kube::Client, server: Arc<Server>) {
     let default = Config::default;
     let mut changes = stream::select_all([
-        events(Api::all(api.clone()), default()).map(Change::Service).boxed(),
-        events(Api::all(api.clone()), default()).map(Change::Slice).boxed(),
-        events(Api::all(api), default()).map(Change::Namespace).boxed(),
+        events(Api::all(api.clone()), default())
+            .map(Change::Service)
+            .boxed(),
+        events(Api::all(api.clone()), default())
+            .map(Change::Slice)
+            .boxed(),
+        events(Api::all(api), default())
+            .map(Change::Namespace)
+            .boxed(),
     ]);
     while let Some(change) = changes.next().await {
         server.index.lock().apply(change);

@@ -37,9 +37,21 @@ impl Metrics {
     /// Names as CoreDNS', so that dashboards find them.
     pub fn register(registry: &mut Registry) -> Self {
         let new = Self::default();
-        registry.register("coredns_dns_requests", "Questions by type", new.requests.clone());
-        registry.register("coredns_dns_responses", "Answers by code", new.responses.clone());
-        registry.register("coredns_forward_requests", "Questions asked of upstreams", new.forwarded.clone());
+        registry.register(
+            "coredns_dns_requests",
+            "Questions by type",
+            new.requests.clone(),
+        );
+        registry.register(
+            "coredns_dns_responses",
+            "Answers by code",
+            new.responses.clone(),
+        );
+        registry.register(
+            "coredns_forward_requests",
+            "Questions asked of upstreams",
+            new.forwarded.clone(),
+        );
         new
     }
 }
@@ -113,7 +125,9 @@ impl Server {
     pub async fn serve_tcp(self: Arc<Self>, listener: TcpListener) {
         let connections = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
-            let Ok(permit) = connections.clone().acquire_owned().await else { return };
+            let Ok(permit) = connections.clone().acquire_owned().await else {
+                return;
+            };
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let server = self.clone();
@@ -138,7 +152,10 @@ impl Server {
                 step => self.ask_others(step, &query, true).await,
             };
             let Some(answer) = answer else { return };
-            if !matches!(timeout(IDLE, write_frame(&mut stream, &answer)).await, Ok(Ok(()))) {
+            if !matches!(
+                timeout(IDLE, write_frame(&mut stream, &answer)).await,
+                Ok(Ok(()))
+            ) {
                 return;
             }
         }
@@ -171,8 +188,13 @@ impl Server {
         let [question] = request.queries.as_slice() else {
             return refuse(response, ResponseCode::FormErr);
         };
-        self.metrics.requests.get_or_create(&[("type", question.query_type().to_string())]).inc();
-        if request.metadata.op_code != OpCode::Query || request.metadata.message_type != MessageType::Query {
+        self.metrics
+            .requests
+            .get_or_create(&[("type", question.query_type().to_string())])
+            .inc();
+        if request.metadata.op_code != OpCode::Query
+            || request.metadata.message_type != MessageType::Query
+        {
             return refuse(response, ResponseCode::NotImp);
         }
         if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
@@ -194,7 +216,12 @@ impl Server {
             return Step::Forward(response);
         };
         // Clients take the first address: each is first in its turn. An alias stays before what it leads to.
-        if answer.answers.iter().all(|record| record.record_type() == kind) && answer.answers.len() > 1 {
+        if answer
+            .answers
+            .iter()
+            .all(|record| record.record_type() == kind)
+            && answer.answers.len() > 1
+        {
             let turn = self.turn.fetch_add(1, Ordering::Relaxed) % answer.answers.len();
             answer.answers.rotate_left(turn);
         }
@@ -214,14 +241,22 @@ impl Server {
         self.metrics.forwarded.inc();
         let failed = match step {
             Step::Forward(failed) => {
-                let answer = if busy.is_ok() { self.upstreams.ask(query, tcp).await } else { None };
+                let answer = if busy.is_ok() {
+                    self.upstreams.ask(query, tcp).await
+                } else {
+                    None
+                };
                 if answer.is_some() {
                     return answer;
                 }
                 failed
             }
             Step::Follow(response, target, kind) => {
-                match if busy.is_ok() { self.resolve(target, kind).await } else { None } {
+                match if busy.is_ok() {
+                    self.resolve(target, kind).await
+                } else {
+                    None
+                } {
                     Some(found) => {
                         let mut response = response;
                         response.add_answers(found.answers);
@@ -256,7 +291,10 @@ impl Server {
     /// that it asks again over TCP.
     fn encode(&self, mut response: Message, tcp: bool) -> Option<Vec<u8>> {
         let code = format!("{:?}", response.metadata.response_code).to_uppercase();
-        self.metrics.responses.get_or_create(&[("rcode", code)]).inc();
+        self.metrics
+            .responses
+            .get_or_create(&[("rcode", code)])
+            .inc();
         let limit = match &mut response.edns {
             Some(edns) => {
                 let asked = edns.max_payload().clamp(512, PAYLOAD);
@@ -266,12 +304,19 @@ impl Server {
             None => 512,
         };
         let fits = |bytes: &Vec<u8>| tcp || bytes.len() <= usize::from(limit);
-        let whole = response.to_vec().inspect_err(|error| tracing::warn!(%error, "cannot encode an answer")).ok()?;
+        let whole = response
+            .to_vec()
+            .inspect_err(|error| tracing::warn!(%error, "cannot encode an answer"))
+            .ok()?;
         if fits(&whole) {
             return Some(whole);
         }
         response.additionals.clear();
         let bare = response.to_vec().ok()?;
-        if fits(&bare) { Some(bare) } else { response.truncate().to_vec().ok() }
+        if fits(&bare) {
+            Some(bare)
+        } else {
+            response.truncate().to_vec().ok()
+        }
     }
 }

@@ -55,7 +55,10 @@ impl Zone {
             return self.reverse(index, name, kind);
         }
         if !index.synced() {
-            return Some(Answer { code: ResponseCode::ServFail, ..Answer::default() });
+            return Some(Answer {
+                code: ResponseCode::ServFail,
+                ..Answer::default()
+            });
         }
         let (code, mut answers, additionals) = match self.find(index, &self.path(name), kind) {
             Found::Nothing => (ResponseCode::NXDomain, vec![], vec![]),
@@ -67,8 +70,16 @@ impl Zone {
             have == kind || kind == RecordType::ANY || have == RecordType::CNAME
         };
         answers.retain(matching);
-        let mut answer = Answer { code, additionals, ..Answer::default() };
-        answer.answers.extend(answers.into_iter().map(|data| Record::from_rdata(name.clone(), TTL, data)));
+        let mut answer = Answer {
+            code,
+            additionals,
+            ..Answer::default()
+        };
+        answer.answers.extend(
+            answers
+                .into_iter()
+                .map(|data| Record::from_rdata(name.clone(), TTL, data)),
+        );
         self.follow_alias(index, &mut answer, kind);
         if answer.answers.is_empty() {
             answer.authorities.push(self.soa(index));
@@ -93,14 +104,19 @@ impl Zone {
         // One step is enough for an ExternalName of a Service; a chain of them could be a circle.
         if let Found::Records(data, _) = self.find(index, &self.path(&target), kind) {
             let data = data.into_iter().filter(|data| data.record_type() == kind);
-            answer.answers.extend(data.map(|data| Record::from_rdata(target.clone(), TTL, data)));
+            answer
+                .answers
+                .extend(data.map(|data| Record::from_rdata(target.clone(), TTL, data)));
         }
     }
 
     fn path(&self, name: &Name) -> Path {
-        let below = usize::from(name.num_labels() - self.domain.num_labels().min(name.num_labels()));
+        let below =
+            usize::from(name.num_labels() - self.domain.num_labels().min(name.num_labels()));
         let labels = name.iter().take(below);
-        let mut path: Path = labels.map(|label| String::from_utf8_lossy(label).to_lowercase()).collect();
+        let mut path: Path = labels
+            .map(|label| String::from_utf8_lossy(label).to_lowercase())
+            .collect();
         path.reverse();
         path
     }
@@ -112,9 +128,10 @@ impl Zone {
                 let ns = RData::NS(NS(self.below("ns.dns")));
                 Found::Records(vec![self.soa(index).data, ns], vec![])
             }
-            ["dns-version"] => {
-                Found::Records(vec![RData::TXT(TXT::new(vec![SPECIFICATION.to_owned()]))], vec![])
-            }
+            ["dns-version"] => Found::Records(
+                vec![RData::TXT(TXT::new(vec![SPECIFICATION.to_owned()]))],
+                vec![],
+            ),
             ["dns"] | ["svc"] | ["pod"] => Found::Empty,
             ["dns", "ns"] => self.service(index, "kube-system", "kube-dns", kind),
             ["svc" | "pod", namespace] if index.has_namespace(namespace) => Found::Empty,
@@ -124,12 +141,17 @@ impl Zone {
                 let known = ports.iter().any(|(port, _)| port.protocol == protocol[1..]);
                 if known { Found::Empty } else { Found::Nothing }
             }
-            ["svc", namespace, name, protocol, port] if protocol.starts_with('_') && port.starts_with('_') => {
+            ["svc", namespace, name, protocol, port]
+                if protocol.starts_with('_') && port.starts_with('_') =>
+            {
                 self.port(index, namespace, name, &port[1..], &protocol[1..])
             }
             ["svc", namespace, name, endpoint] => {
                 let endpoints = index.endpoints(namespace, name);
-                let there = endpoints.keys().filter(|e| e.label == *endpoint).map(|e| address(e.address));
+                let there = endpoints
+                    .keys()
+                    .filter(|e| e.label == *endpoint)
+                    .map(|e| address(e.address));
                 some(there.collect())
             }
             // The name says the address itself.
@@ -150,7 +172,12 @@ impl Zone {
             },
             Some(_) if kind == RecordType::SRV => {
                 let ports = self.ports(index, namespace, name);
-                self.srv(&ports.iter().map(|(port, hosts)| (port, hosts.as_slice())).collect::<Vec<_>>())
+                self.srv(
+                    &ports
+                        .iter()
+                        .map(|(port, hosts)| (port, hosts.as_slice()))
+                        .collect::<Vec<_>>(),
+                )
             }
             Some(Service::ClusterIp(addresses, _)) => {
                 Found::Records(addresses.iter().copied().map(address).collect(), vec![])
@@ -158,33 +185,62 @@ impl Zone {
             // Without any endpoint there is no such name.
             Some(Service::Headless { .. }) => {
                 let endpoints = index.endpoints(namespace, name);
-                some(endpoints.keys().map(|endpoint| address(endpoint.address)).collect())
+                some(
+                    endpoints
+                        .keys()
+                        .map(|endpoint| address(endpoint.address))
+                        .collect(),
+                )
             }
         }
     }
 
     /// Every port of a Service, with the hosts that offer it: the Service itself, or its named endpoints.
-    fn ports(&self, index: &Index, namespace: &str, name: &str) -> Vec<(Port, Vec<(Name, IpAddr)>)> {
+    fn ports(
+        &self,
+        index: &Index,
+        namespace: &str,
+        name: &str,
+    ) -> Vec<(Port, Vec<(Name, IpAddr)>)> {
         let service = format!("{name}.{namespace}.svc");
         if let Some(Service::ClusterIp(addresses, ports)) = index.service(namespace, name) {
             let host = self.below(&service);
             let hosts: Vec<_> = addresses.iter().map(|ip| (host.clone(), *ip)).collect();
-            return ports.iter().map(|port| (port.clone(), hosts.clone())).collect();
+            return ports
+                .iter()
+                .map(|port| (port.clone(), hosts.clone()))
+                .collect();
         }
         let mut ports: std::collections::BTreeMap<Port, Vec<(Name, IpAddr)>> = Default::default();
         for (endpoint, offered) in index.endpoints(namespace, name) {
             for port in offered {
                 let host = self.below(&format!("{}.{service}", endpoint.label));
-                ports.entry(port.clone()).or_default().push((host, endpoint.address));
+                ports
+                    .entry(port.clone())
+                    .or_default()
+                    .push((host, endpoint.address));
             }
         }
         ports.into_iter().collect()
     }
 
-    fn port(&self, index: &Index, namespace: &str, name: &str, port: &str, protocol: &str) -> Found {
+    fn port(
+        &self,
+        index: &Index,
+        namespace: &str,
+        name: &str,
+        port: &str,
+        protocol: &str,
+    ) -> Found {
         let ports = self.ports(index, namespace, name);
-        let these = ports.iter().filter(|(p, _)| p.name == port && p.protocol == protocol && !p.name.is_empty());
-        self.srv(&these.map(|(port, hosts)| (port, hosts.as_slice())).collect::<Vec<_>>())
+        let these = ports
+            .iter()
+            .filter(|(p, _)| p.name == port && p.protocol == protocol && !p.name.is_empty());
+        self.srv(
+            &these
+                .map(|(port, hosts)| (port, hosts.as_slice()))
+                .collect::<Vec<_>>(),
+        )
     }
 
     fn srv(&self, ports: &[(&Port, &[(Name, IpAddr)])]) -> Found {
@@ -203,7 +259,11 @@ impl Zone {
                 }
             }
         }
-        if data.is_empty() { Found::Nothing } else { Found::Records(data, more) }
+        if data.is_empty() {
+            Found::Nothing
+        } else {
+            Found::Records(data, more)
+        }
     }
 
     /// Addresses that the cluster gave out have names here; of others we know nothing.
@@ -219,7 +279,9 @@ impl Zone {
         let mut answer = Answer::default();
         if matches!(kind, RecordType::PTR | RecordType::ANY) {
             let data = names.iter().map(|below| RData::PTR(PTR(self.below(below))));
-            answer.answers.extend(data.map(|data| Record::from_rdata(name.clone(), TTL, data)));
+            answer
+                .answers
+                .extend(data.map(|data| Record::from_rdata(name.clone(), TTL, data)));
         } else {
             answer.authorities.push(self.soa(index));
         }
@@ -240,7 +302,11 @@ impl Zone {
 }
 
 fn some(data: Vec<RData>) -> Found {
-    if data.is_empty() { Found::Nothing } else { Found::Records(data, vec![]) }
+    if data.is_empty() {
+        Found::Nothing
+    } else {
+        Found::Records(data, vec![])
+    }
 }
 
 fn address(ip: IpAddr) -> RData {
@@ -253,7 +319,8 @@ fn address(ip: IpAddr) -> RData {
 /// The address that a pod's name is made of.
 fn undash(label: &str) -> Option<IpAddr> {
     let v4 = label.replace('-', ".").parse().map(IpAddr::V4);
-    v4.or_else(|_| label.replace('-', ":").parse().map(IpAddr::V6)).ok()
+    v4.or_else(|_| label.replace('-', ":").parse().map(IpAddr::V6))
+        .ok()
 }
 
 #[cfg(test)]
