@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, DynamicObject, GroupVersionKind, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -98,9 +99,21 @@ async fn apply_one(client: &Client, mut object: DynamicObject) -> Result<()> {
     Ok(())
 }
 
-pub async fn node_ready(client: &Client, name: &str) -> Result<()> {
-    let api: Api<Node> = Api::all(client.clone());
-    await_condition(api, name, |node: Option<&Node>| node.is_some_and(is_ready)).await?;
+/// Until the node is ready, and its kubelet has been heard of since: of a cluster that was stopped, the API still has what was
+/// so before.
+pub async fn node_ready(client: &Client, name: &str, since: jiff::Timestamp) -> Result<()> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
+    let renewed = |lease: Option<&Lease>| {
+        let spec = lease.and_then(|l| l.spec.as_ref());
+        let time = spec.and_then(|s| s.renew_time.as_ref());
+        time.is_some_and(|time| time.0 >= since)
+    };
+    await_condition(leases, name, renewed).await?;
+    let nodes: Api<Node> = Api::all(client.clone());
+    await_condition(nodes, name, |node: Option<&Node>| {
+        node.is_some_and(is_ready)
+    })
+    .await?;
     Ok(())
 }
 

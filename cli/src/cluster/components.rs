@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::rootfs;
 use super::spec::{
-    API_PORT, Cluster, DNS_SERVICE, DOMAIN, KUBERNETES_SERVICE, Machine, POD_CIDR, Paths,
+    self, API_PORT, Cluster, DNS_SERVICE, DOMAIN, KUBERNETES_SERVICE, Machine, POD_CIDR, Paths,
     SERVICE_CIDR, Store,
 };
 
@@ -108,7 +108,6 @@ fn control_plane(cluster: &Cluster, paths: &Paths) -> Vec<Component> {
         conf("controller-manager"),
         ("cluster-cidr", POD_CIDR.to_string()),
         ("allocate-node-cidrs", "true".into()),
-        ("service-cluster-ip-range", SERVICE_CIDR.into()),
         ("root-ca-file", pki("ca.crt")),
     ];
     components.push(Component::new(
@@ -123,6 +122,13 @@ fn control_plane(cluster: &Cluster, paths: &Paths) -> Vec<Component> {
         program("scheduler"),
         &[conf("scheduler")],
     ));
+    // No pods run here, but the API server calls webhooks in pods and proxies to them: it needs the routes.
+    let overlay = [
+        conf("overlay"),
+        ("hostname-override", spec::CONTROL_PLANE.into()),
+        ("cluster-cidr", POD_CIDR.into()),
+    ];
+    components.push(Component::new("overlay", 0, program("overlay"), &overlay));
     components
 }
 
@@ -156,7 +162,11 @@ fn node(cluster: &Cluster, node: u32) -> Vec<Component> {
         ("hostname-override", name.clone()),
         ("cluster-cidr", POD_CIDR.into()),
     ];
-    let overlay = [conf("overlay"), ("node-name", name)];
+    let overlay = [
+        conf("overlay"),
+        ("hostname-override", name),
+        ("cluster-cidr", POD_CIDR.into()),
+    ];
     let mut kubelet = Component::new("kubelet", 0, program("kubelet"), &kubelet);
     kubelet.after = Some(CONTAINERD_SOCKET);
     vec![
@@ -244,7 +254,6 @@ fn text(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::spec;
 
     fn names(cluster: &Cluster, machine: Machine) -> Vec<&'static str> {
         let paths = Paths::new(Path::new("/state"), &cluster.name);
@@ -259,7 +268,7 @@ mod tests {
         let mut cluster = spec::tests::example();
         assert_eq!(
             names(&cluster, Machine::ControlPlane),
-            ["apiserver", "controller-manager", "scheduler"]
+            ["apiserver", "controller-manager", "scheduler", "overlay"]
         );
         assert_eq!(
             names(&cluster, Machine::Node(1)),

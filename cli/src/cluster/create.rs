@@ -218,6 +218,7 @@ fn write_files(cluster: &Cluster, paths: &Paths, images: &Path) -> Result<serde_
     for (file, user) in [
         ("scheduler", "system:kube-scheduler"),
         ("controller-manager", "system:kube-controller-manager"),
+        ("overlay", "system:skiff-overlay"),
     ] {
         let pair = ca.client(user, &[])?;
         let document = kubeconfig::document(user, &inside, &ca.certificate, &pair);
@@ -402,6 +403,7 @@ async fn wait_until_serving(
     missing: &mut String,
     progress: &mut Progress,
 ) -> Result<()> {
+    let since = jiff::Timestamp::now();
     let client = addons::client(&paths.kubeconfig("admin")).await?;
     addons::api_ready(&client).await;
     progress.done(&format!("Control plane on {}", cluster.external_server()));
@@ -412,7 +414,7 @@ async fn wait_until_serving(
         let name = Machine::Node(node).name();
         progress.doing(&format!("Waiting for {name}"));
         *missing = format!("node {name}");
-        addons::node_ready(&client, &name).await?;
+        addons::node_ready(&client, &name, since).await?;
     }
     progress.done(&format!("{} of {0} nodes ready", cluster.nodes));
     progress.doing("Waiting for the cluster's DNS");
