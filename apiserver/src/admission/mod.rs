@@ -3,9 +3,13 @@
 //! One module per plugin of Kubernetes that is on by default; [`small`] holds those that set one thing. [`chain`]
 //! puts them in Kubernetes' order.
 
+mod limit_ranger;
 mod namespace;
+mod node_restriction;
+mod quota;
 mod service_account;
 mod small;
+mod usage;
 
 use std::sync::Arc;
 
@@ -118,7 +122,9 @@ impl Chain {
 pub fn chain(enable: &[String], disable: &[String], guards: Vec<Box<dyn Plugin>>) -> Result<Chain> {
     let mut plugins: Vec<Box<dyn Plugin>> = vec![
         Box::new(namespace::NamespaceLifecycle),
+        Box::new(limit_ranger::LimitRanger),
         Box::new(service_account::ServiceAccount),
+        Box::new(node_restriction::NodeRestriction),
         Box::new(small::TaintNodesByCondition),
         Box::new(small::Priority),
         Box::new(small::DefaultTolerationSeconds),
@@ -127,6 +133,7 @@ pub fn chain(enable: &[String], disable: &[String], guards: Vec<Box<dyn Plugin>>
         Box::new(small::PersistentVolumeClaimResize),
         Box::new(small::RuntimeClass),
         Box::new(small::INGRESS_CLASS),
+        Box::new(quota::ResourceQuota),
     ];
     for name in enable.iter().chain(disable) {
         if !plugins.iter().any(|p| p.name() == name) {

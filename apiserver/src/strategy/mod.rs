@@ -12,7 +12,7 @@ mod batch;
 pub mod check;
 mod container;
 mod namespace;
-mod pod;
+pub mod pod;
 mod pod_defaults;
 mod pod_spec;
 mod scheduling;
