@@ -23,12 +23,18 @@ impl Plugin for LimitRanger {
         let claim = resource.group.is_empty() && resource.plural == "persistentvolumeclaims";
         match operation {
             Operation::Create => subresource.is_empty() && (is_pod(resource) || claim),
-            Operation::Update => (subresource == "resize" && is_pod(resource)) || (subresource.is_empty() && claim),
+            Operation::Update => {
+                (subresource == "resize" && is_pod(resource)) || (subresource.is_empty() && claim)
+            }
             _ => false,
         }
     }
 
-    fn admit<'a>(&'a self, a: &'a mut Attributes<'_>, registry: &'a Registry) -> BoxFuture<'a, Result<()>> {
+    fn admit<'a>(
+        &'a self,
+        a: &'a mut Attributes<'_>,
+        registry: &'a Registry,
+    ) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             if !is_pod(a.resource) {
                 return Ok(());
@@ -40,7 +46,11 @@ impl Plugin for LimitRanger {
         })
     }
 
-    fn validate<'a>(&'a self, a: &'a Attributes<'_>, registry: &'a Registry) -> BoxFuture<'a, Result<()>> {
+    fn validate<'a>(
+        &'a self,
+        a: &'a Attributes<'_>,
+        registry: &'a Registry,
+    ) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             if object::deletion_timestamp(a.old).is_some() {
                 return Ok(());
@@ -59,7 +69,9 @@ impl Plugin for LimitRanger {
 }
 
 fn limits_of<'a>(range: &'a Value, kind: &'a str) -> impl Iterator<Item = &'a Value> {
-    list(&range["spec"], "limits").iter().filter(move |l| text(l, "type") == kind)
+    list(&range["spec"], "limits")
+        .iter()
+        .filter(move |l| text(l, "type") == kind)
 }
 
 /// Fills in what containers leave out, and notes it in an annotation.
@@ -70,11 +82,19 @@ fn default_containers(pod: &mut Value, range: &Value) {
         limits.extend(usage::parse(limit, "default"));
     }
     let mut notes = Vec::new();
-    let Some(spec) = pod.get_mut("spec").filter(|s| s.is_object()) else { return };
-    for (kind, shown) in [("containers", "container"), ("initContainers", "init container")] {
+    let Some(spec) = pod.get_mut("spec").filter(|s| s.is_object()) else {
+        return;
+    };
+    for (kind, shown) in [
+        ("containers", "container"),
+        ("initContainers", "init container"),
+    ] {
         for container in list_mut(spec, kind) {
             let name = text(container, "name").to_owned();
-            for (field, defaults, what) in [("requests", &requests, "request"), ("limits", &limits, "limit")] {
+            for (field, defaults, what) in [
+                ("requests", &requests, "request"),
+                ("limits", &limits, "limit"),
+            ] {
                 let set = merge(container, field, defaults);
                 if !set.is_empty() {
                     notes.push(format!("{} {what} for {shown} {name}", set.join(", ")));
@@ -90,8 +110,10 @@ fn default_containers(pod: &mut Value, range: &Value) {
 
 /// The names of the resources that were set.
 fn merge(container: &mut Value, field: &str, defaults: &Amounts) -> Vec<String> {
-    let missing: Vec<_> =
-        defaults.iter().filter(|(name, _)| container["resources"][field].get(name.as_str()).is_none()).collect();
+    let missing: Vec<_> = defaults
+        .iter()
+        .filter(|(name, _)| container["resources"][field].get(name.as_str()).is_none())
+        .collect();
     for (name, amount) in &missing {
         if !container["resources"].is_object() {
             container["resources"] = json!({});
@@ -109,7 +131,13 @@ fn check(object: &Value, plural: &str, range: &Value) -> Vec<String> {
         let requests = usage::amounts(spec, "requests");
         for limit in limits_of(range, "PersistentVolumeClaim") {
             for (name, least) in usage::parse(limit, "min") {
-                errors.extend(minimum("PersistentVolumeClaim", &name, least, &requests, &Amounts::new()));
+                errors.extend(minimum(
+                    "PersistentVolumeClaim",
+                    &name,
+                    least,
+                    &requests,
+                    &Amounts::new(),
+                ));
             }
             for (name, most) in usage::parse(limit, "max") {
                 errors.extend(maximum_request(&name, most, &requests));
@@ -117,15 +145,25 @@ fn check(object: &Value, plural: &str, range: &Value) -> Vec<String> {
         }
         return errors;
     }
-    let containers = list(spec, "containers").iter().chain(list(spec, "initContainers"));
+    let containers = list(spec, "containers")
+        .iter()
+        .chain(list(spec, "initContainers"));
     for container in containers {
-        let (requests, limits) = (usage::amounts(container, "requests"), usage::amounts(container, "limits"));
+        let (requests, limits) = (
+            usage::amounts(container, "requests"),
+            usage::amounts(container, "limits"),
+        );
         for limit in limits_of(range, "Container") {
             errors.extend(constrain("Container", limit, &requests, &limits));
         }
     }
     for limit in limits_of(range, "Pod") {
-        errors.extend(constrain("Pod", limit, &usage::of_pod(spec, "requests"), &usage::of_pod(spec, "limits")));
+        errors.extend(constrain(
+            "Pod",
+            limit,
+            &usage::of_pod(spec, "requests"),
+            &usage::of_pod(spec, "limits"),
+        ));
     }
     errors
 }
@@ -144,7 +182,13 @@ fn constrain(kind: &str, limit: &Value, requests: &Amounts, limits: &Amounts) ->
     errors
 }
 
-fn minimum(kind: &str, name: &str, least: Quantity, requests: &Amounts, limits: &Amounts) -> Option<String> {
+fn minimum(
+    kind: &str,
+    name: &str,
+    least: Quantity,
+    requests: &Amounts,
+    limits: &Amounts,
+) -> Option<String> {
     let base = format!("minimum {name} usage per {kind} is {least}");
     match (requests.get(name), limits.get(name)) {
         (None, _) => Some(format!("{base}.  No request is specified")),
@@ -154,7 +198,13 @@ fn minimum(kind: &str, name: &str, least: Quantity, requests: &Amounts, limits: 
     }
 }
 
-fn maximum(kind: &str, name: &str, most: Quantity, requests: &Amounts, limits: &Amounts) -> Option<String> {
+fn maximum(
+    kind: &str,
+    name: &str,
+    most: Quantity,
+    requests: &Amounts,
+    limits: &Amounts,
+) -> Option<String> {
     let base = format!("maximum {name} usage per {kind} is {most}");
     match (requests.get(name), limits.get(name)) {
         (_, None) => Some(format!("{base}.  No limit is specified")),
@@ -173,11 +223,24 @@ fn maximum_request(name: &str, most: Quantity, requests: &Amounts) -> Option<Str
     }
 }
 
-fn ratio(kind: &str, name: &str, most: Quantity, requests: &Amounts, limits: &Amounts) -> Option<String> {
+fn ratio(
+    kind: &str,
+    name: &str,
+    most: Quantity,
+    requests: &Amounts,
+    limits: &Amounts,
+) -> Option<String> {
     let base = format!("{name} max limit to request ratio per {kind} is {most}");
-    let positive = |amounts: &Amounts| amounts.get(name).filter(|q| !q.is_zero()).map(|q| q.as_f64());
+    let positive = |amounts: &Amounts| {
+        amounts
+            .get(name)
+            .filter(|q| !q.is_zero())
+            .map(|q| q.as_f64())
+    };
     let Some(request) = positive(requests) else {
-        return Some(format!("{base}, but no request is specified or request is 0"));
+        return Some(format!(
+            "{base}, but no request is specified or request is 0"
+        ));
     };
     let Some(limit) = positive(limits) else {
         return Some(format!("{base}, but no limit is specified or limit is 0"));
@@ -194,7 +257,8 @@ mod tests {
     fn defaults_fill_what_is_missing() {
         let range = json!({"spec": {"limits": [
             {"type": "Container", "default": {"cpu": "500m", "memory": "1Gi"}, "defaultRequest": {"cpu": "100m"}}]}});
-        let mut pod = json!({"spec": {"containers": [{"name": "a", "resources": {"limits": {"cpu": "1"}}}]}});
+        let mut pod =
+            json!({"spec": {"containers": [{"name": "a", "resources": {"limits": {"cpu": "1"}}}]}});
         default_containers(&mut pod, &range);
         assert_eq!(
             pod["spec"]["containers"][0]["resources"],
@@ -202,7 +266,9 @@ mod tests {
         );
         assert_eq!(
             object::annotation(&pod, "kubernetes.io/limit-ranger"),
-            Some("LimitRanger plugin set: cpu request for container a; memory limit for container a")
+            Some(
+                "LimitRanger plugin set: cpu request for container a; memory limit for container a"
+            )
         );
     }
 
@@ -211,13 +277,36 @@ mod tests {
         let pod = |resources: Value| json!({"spec": {"containers": [{"name": "a", "resources": resources}]}});
         let range = |limit: Value| json!({"spec": {"limits": [limit]}});
         for (limit, resources, want) in [
-            (json!({"type": "Container", "max": {"cpu": "1"}}), json!({"limits": {"cpu": "2"}}), "maximum cpu usage per Container is 1, but limit is 2"),
-            (json!({"type": "Container", "max": {"cpu": "1"}}), json!({}), "maximum cpu usage per Container is 1.  No limit is specified"),
-            (json!({"type": "Pod", "min": {"memory": "1Gi"}}), json!({"requests": {"memory": "1Mi"}}), "minimum memory usage per Pod is 1Gi, but request is 1Mi"),
-            (json!({"type": "Container", "maxLimitRequestRatio": {"cpu": "2"}}), json!({"requests": {"cpu": "1"}, "limits": {"cpu": "3"}}), "cpu max limit to request ratio per Container is 2, but provided ratio is 3.000000"),
-            (json!({"type": "Container", "max": {"cpu": "2"}}), json!({"limits": {"cpu": "2"}}), ""),
+            (
+                json!({"type": "Container", "max": {"cpu": "1"}}),
+                json!({"limits": {"cpu": "2"}}),
+                "maximum cpu usage per Container is 1, but limit is 2",
+            ),
+            (
+                json!({"type": "Container", "max": {"cpu": "1"}}),
+                json!({}),
+                "maximum cpu usage per Container is 1.  No limit is specified",
+            ),
+            (
+                json!({"type": "Pod", "min": {"memory": "1Gi"}}),
+                json!({"requests": {"memory": "1Mi"}}),
+                "minimum memory usage per Pod is 1Gi, but request is 1Mi",
+            ),
+            (
+                json!({"type": "Container", "maxLimitRequestRatio": {"cpu": "2"}}),
+                json!({"requests": {"cpu": "1"}, "limits": {"cpu": "3"}}),
+                "cpu max limit to request ratio per Container is 2, but provided ratio is 3.000000",
+            ),
+            (
+                json!({"type": "Container", "max": {"cpu": "2"}}),
+                json!({"limits": {"cpu": "2"}}),
+                "",
+            ),
         ] {
-            assert_eq!(check(&pod(resources), "pods", &range(limit)).join("; "), want);
+            assert_eq!(
+                check(&pod(resources), "pods", &range(limit)).join("; "),
+                want
+            );
         }
         let claim = json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}});
         let limit = range(json!({"type": "PersistentVolumeClaim", "max": {"storage": "1Gi"}}));

@@ -30,11 +30,20 @@ impl Plugin for NodeRestriction {
         }
     }
 
-    fn admit<'a>(&'a self, a: &'a mut Attributes<'_>, registry: &'a Registry) -> BoxFuture<'a, Result<()>> {
+    fn admit<'a>(
+        &'a self,
+        a: &'a mut Attributes<'_>,
+        registry: &'a Registry,
+    ) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
-            let Some(node) = node_name(a.user) else { return Ok(()) };
+            let Some(node) = node_name(a.user) else {
+                return Ok(());
+            };
             if node.is_empty() {
-                return Err(forbidden(a, &format!("could not determine node from user {:?}", a.user.name)));
+                return Err(forbidden(
+                    a,
+                    &format!("could not determine node from user {:?}", a.user.name),
+                ));
             }
             match (&*a.resource.plural, a.subresource) {
                 ("pods", "") => pod(a, node, registry).await,
@@ -42,7 +51,9 @@ impl Plugin for NodeRestriction {
                 ("pods", "eviction") => eviction(a, node, registry).await,
                 ("pods", other) => Err(forbidden(
                     a,
-                    &format!("unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"),
+                    &format!(
+                        "unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"
+                    ),
                 )),
                 ("nodes", _) => own_node(a, node),
                 ("persistentvolumeclaims", "status") => Ok(()),
@@ -58,16 +69,21 @@ impl Plugin for NodeRestriction {
 async fn pod(a: &Attributes<'_>, node: &str, registry: &Registry) -> Result<()> {
     match a.operation {
         Operation::Create => {
-            let live = cached(registry, "", "nodes", "", node).await?.map(|n| n.value());
+            let live = cached(registry, "", "nodes", "", node)
+                .await?
+                .map(|n| n.value());
             mirror_pod(a.object, node, live.as_ref()).map_err(|why| forbidden(a, &why))
         }
         Operation::Delete if text(&a.old["spec"], "nodeName") == node => Ok(()),
         Operation::Delete => {
-            let why = format!("node {node:?} can only delete pods with spec.nodeName set to itself");
+            let why =
+                format!("node {node:?} can only delete pods with spec.nodeName set to itself");
             Err(forbidden(a, &why))
         }
         _ => {
-            let why = format!("unexpected operation \"UPDATE\", node {node:?} can only create and delete mirror pods");
+            let why = format!(
+                "unexpected operation \"UPDATE\", node {node:?} can only create and delete mirror pods"
+            );
             Err(forbidden(a, &why))
         }
     }
@@ -76,31 +92,59 @@ async fn pod(a: &Attributes<'_>, node: &str, registry: &Registry) -> Result<()> 
 /// What a kubelet may create: the shadow of a pod that it runs from a file, owned by its node and using no API object.
 fn mirror_pod(pod: &Value, node: &str, live: Option<&Value>) -> std::result::Result<(), String> {
     if object::annotation(pod, MIRROR).is_none() {
-        return Err(format!("pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods"));
+        return Err(format!(
+            "pod does not have {MIRROR:?} annotation, node {node:?} can only create mirror pods"
+        ));
     }
     if text(&pod["spec"], "nodeName") != node {
-        return Err(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
+        return Err(format!(
+            "node {node:?} can only create pods with spec.nodeName set to itself"
+        ));
     }
     let owner = match object::owner_references(pod) {
         [owner] => owner,
-        [] => return Err(format!("node {node:?} can only create pods with an owner reference set to itself")),
-        _ => return Err(format!("node {node:?} can only create pods with a single owner reference set to itself")),
+        [] => {
+            return Err(format!(
+                "node {node:?} can only create pods with an owner reference set to itself"
+            ));
+        }
+        _ => {
+            return Err(format!(
+                "node {node:?} can only create pods with a single owner reference set to itself"
+            ));
+        }
     };
-    if (text(owner, "apiVersion"), text(owner, "kind"), text(owner, "name")) != ("v1", "Node", node) {
-        return Err(format!("node {node:?} can only create pods with an owner reference set to itself"));
+    if (
+        text(owner, "apiVersion"),
+        text(owner, "kind"),
+        text(owner, "name"),
+    ) != ("v1", "Node", node)
+    {
+        return Err(format!(
+            "node {node:?} can only create pods with an owner reference set to itself"
+        ));
     }
     if !flag(owner, "controller") {
-        return Err(format!("node {node:?} can only create pods with a controller owner reference set to itself"));
+        return Err(format!(
+            "node {node:?} can only create pods with a controller owner reference set to itself"
+        ));
     }
     if flag(owner, "blockOwnerDeletion") {
-        return Err(format!("node {node:?} must not set blockOwnerDeletion on an owner reference"));
+        return Err(format!(
+            "node {node:?} must not set blockOwnerDeletion on an owner reference"
+        ));
     }
     let uid = live.map(object::uid).unwrap_or_default();
     if text(owner, "uid") != uid {
-        return Err(format!("node {node} UID mismatch: expected {} got {uid}", text(owner, "uid")));
+        return Err(format!(
+            "node {node} UID mismatch: expected {} got {uid}",
+            text(owner, "uid")
+        ));
     }
     match api_reference(&pod["spec"]) {
-        Some(kind) => Err(format!("node {node:?} can not create pods that reference {kind}")),
+        Some(kind) => Err(format!(
+            "node {node:?} can not create pods that reference {kind}"
+        )),
         None => Ok(()),
     }
 }
@@ -110,21 +154,31 @@ fn api_reference(spec: &Value) -> Option<&'static str> {
     if !text(spec, "serviceAccountName").is_empty() {
         return Some("serviceaccounts");
     }
-    let containers = ["containers", "initContainers", "ephemeralContainers"].into_iter().flat_map(|c| list(spec, c));
+    let containers = ["containers", "initContainers", "ephemeralContainers"]
+        .into_iter()
+        .flat_map(|c| list(spec, c));
     let variables = containers.flat_map(|c| list(c, "env").iter().chain(list(c, "envFrom")));
     let volumes = list(spec, "volumes").iter();
-    let projected = volumes.clone().flat_map(|v| v.get("projected").map_or(&[][..], |p| list(p, "sources")));
+    let projected = volumes
+        .clone()
+        .flat_map(|v| v.get("projected").map_or(&[][..], |p| list(p, "sources")));
     let mut secret = !list(spec, "imagePullSecrets").is_empty();
     let (mut config, mut claim, mut token) = (false, false, false);
     for variable in variables {
         let from = given(variable, "valueFrom").unwrap_or(variable);
-        secret |= given(from, "secretKeyRef").or(given(from, "secretRef")).is_some();
-        config |= given(from, "configMapKeyRef").or(given(from, "configMapRef")).is_some();
+        secret |= given(from, "secretKeyRef")
+            .or(given(from, "secretRef"))
+            .is_some();
+        config |= given(from, "configMapKeyRef")
+            .or(given(from, "configMapRef"))
+            .is_some();
     }
     for source in volumes.chain(projected) {
         secret |= given(source, "secret").is_some();
         config |= given(source, "configMap").is_some();
-        claim |= given(source, "persistentVolumeClaim").or(given(source, "ephemeral")).is_some();
+        claim |= given(source, "persistentVolumeClaim")
+            .or(given(source, "ephemeral"))
+            .is_some();
         token |= given(source, "serviceAccountToken").is_some();
     }
     let claims = !list(spec, "resourceClaims").is_empty();
@@ -141,11 +195,19 @@ fn api_reference(spec: &Value) -> Option<&'static str> {
 
 fn pod_status(a: &Attributes<'_>, node: &str) -> Result<()> {
     if text(&a.old["spec"], "nodeName") != node {
-        let why = format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself");
+        let why = format!(
+            "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
+        );
         return Err(forbidden(a, &why));
     }
-    if !same(&a.object["metadata"]["labels"], &a.old["metadata"]["labels"]) {
-        return Err(forbidden(a, &format!("node {node:?} cannot update labels through pod status")));
+    if !same(
+        &a.object["metadata"]["labels"],
+        &a.old["metadata"]["labels"],
+    ) {
+        return Err(forbidden(
+            a,
+            &format!("node {node:?} cannot update labels through pod status"),
+        ));
     }
     Ok(())
 }
@@ -155,13 +217,23 @@ async fn eviction(a: &Attributes<'_>, node: &str, registry: &Registry) -> Result
     if text(&pod["spec"], "nodeName") == node {
         return Ok(());
     }
-    Err(forbidden(a, &format!("node {node} can only evict pods with spec.nodeName set to itself")))
+    Err(forbidden(
+        a,
+        &format!("node {node} can only evict pods with spec.nodeName set to itself"),
+    ))
 }
 
 fn own_node(a: &Attributes<'_>, node: &str) -> Result<()> {
-    let name = if a.name.is_empty() { object::name(a.object) } else { a.name };
+    let name = if a.name.is_empty() {
+        object::name(a.object)
+    } else {
+        a.name
+    };
     if name != node {
-        return Err(forbidden(a, &format!("node {node:?} is not allowed to modify node {name:?}")));
+        return Err(forbidden(
+            a,
+            &format!("node {node:?} is not allowed to modify node {name:?}"),
+        ));
     }
     if a.operation == Operation::Delete {
         return Ok(());
@@ -169,19 +241,34 @@ fn own_node(a: &Attributes<'_>, node: &str) -> Result<()> {
     let labels = forbidden_labels(a.object, a.old);
     if a.operation == Operation::Create {
         if !labels.is_empty() {
-            let why = format!("node {node:?} is not allowed to set the following labels: {}", labels.join(", "));
+            let why = format!(
+                "node {node:?} is not allowed to set the following labels: {}",
+                labels.join(", ")
+            );
             return Err(forbidden(a, &why));
         }
         return Ok(());
     }
     if !same(&a.object["spec"]["taints"], &a.old["spec"]["taints"]) {
-        return Err(forbidden(a, &format!("node {node:?} is not allowed to modify taints")));
+        return Err(forbidden(
+            a,
+            &format!("node {node:?} is not allowed to modify taints"),
+        ));
     }
-    if !same(&a.object["metadata"]["ownerReferences"], &a.old["metadata"]["ownerReferences"]) {
-        return Err(forbidden(a, &format!("node {node:?} is not allowed to modify ownerReferences")));
+    if !same(
+        &a.object["metadata"]["ownerReferences"],
+        &a.old["metadata"]["ownerReferences"],
+    ) {
+        return Err(forbidden(
+            a,
+            &format!("node {node:?} is not allowed to modify ownerReferences"),
+        ));
     }
     if !labels.is_empty() {
-        return Err(forbidden(a, &format!("is not allowed to modify labels: {}", labels.join(", "))));
+        return Err(forbidden(
+            a,
+            &format!("is not allowed to modify labels: {}", labels.join(", ")),
+        ));
     }
     Ok(())
 }
@@ -210,7 +297,10 @@ fn forbidden_labels(new: &Value, old: &Value) -> Vec<String> {
         .chain(entries(old, "labels").filter(|(k, _)| new["labels"].get(*k).is_none()))
         .map(|(key, _)| key);
     let within = |namespace: &str, domain: &str| {
-        namespace == domain || namespace.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))
+        namespace == domain
+            || namespace
+                .strip_suffix(domain)
+                .is_some_and(|rest| rest.ends_with('.'))
     };
     let mut forbidden: Vec<String> = changed
         .filter(|label| {
@@ -233,22 +323,35 @@ fn forbidden_labels(new: &Value, old: &Value) -> Vec<String> {
 async fn token(a: &Attributes<'_>, node: &str, registry: &Registry) -> Result<()> {
     let spec = &a.object["spec"];
     let reference = &spec["boundObjectRef"];
-    let (version, kind, name) = (text(reference, "apiVersion"), text(reference, "kind"), text(reference, "name"));
+    let (version, kind, name) = (
+        text(reference, "apiVersion"),
+        text(reference, "kind"),
+        text(reference, "name"),
+    );
     if (version, kind) != ("v1", "Pod") || name.is_empty() {
         return Err(forbidden(a, "node requested token not bound to a pod"));
     }
     let uid = text(reference, "uid");
     if uid.is_empty() {
-        return Err(forbidden(a, "node requested token with a pod binding without a uid"));
+        return Err(forbidden(
+            a,
+            "node requested token with a pod binding without a uid",
+        ));
     }
     let pod = registry.get("", "pods", a.namespace, name).await?.value();
     if object::uid(&pod) != uid {
-        return Err(forbidden(a, &format!(
-            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
-        )));
+        return Err(forbidden(
+            a,
+            &format!(
+                "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+            ),
+        ));
     }
     if text(&pod["spec"], "nodeName") != node {
-        return Err(forbidden(a, "node requested token bound to a pod scheduled on a different node"));
+        return Err(forbidden(
+            a,
+            "node requested token bound to a pod scheduled on a different node",
+        ));
     }
     let audience = match list(spec, "audiences") {
         [] => "",
@@ -258,17 +361,24 @@ async fn token(a: &Attributes<'_>, node: &str, registry: &Registry) -> Result<()
     if mounts_audience(&pod["spec"], audience) {
         return Ok(());
     }
-    Err(forbidden(a, &format!(
-        "audience {audience:?} not found in pod spec volume, {} is not authorized to request tokens for this audience",
-        a.user.name
-    )))
+    Err(forbidden(
+        a,
+        &format!(
+            "audience {audience:?} not found in pod spec volume, {} is not authorized to request tokens for this audience",
+            a.user.name
+        ),
+    ))
 }
 
 fn mounts_audience(spec: &Value, audience: &str) -> bool {
     list(spec, "volumes").iter().any(|volume| {
         // Which audiences a CSI driver asks for is in the driver, not in the pod.
-        let driver = ["csi", "persistentVolumeClaim", "ephemeral"].iter().any(|f| given(volume, f).is_some());
-        let sources = volume.get("projected").map_or(&[][..], |p| list(p, "sources"));
+        let driver = ["csi", "persistentVolumeClaim", "ephemeral"]
+            .iter()
+            .any(|f| given(volume, f).is_some());
+        let sources = volume
+            .get("projected")
+            .map_or(&[][..], |p| list(p, "sources"));
         driver
             || sources
                 .iter()
@@ -279,21 +389,38 @@ fn mounts_audience(spec: &Value, audience: &str) -> bool {
 
 fn lease(a: &Attributes<'_>, node: &str) -> Result<()> {
     if a.namespace != "kube-node-lease" {
-        return Err(forbidden(a, r#"can only access leases in the "kube-node-lease" system namespace"#));
+        return Err(forbidden(
+            a,
+            r#"can only access leases in the "kube-node-lease" system namespace"#,
+        ));
     }
-    let name = if a.name.is_empty() { object::name(a.object) } else { a.name };
+    let name = if a.name.is_empty() {
+        object::name(a.object)
+    } else {
+        a.name
+    };
     if a.operation != Operation::Delete && name != node {
-        return Err(forbidden(a, "can only access node lease with the same name as the requesting node"));
+        return Err(forbidden(
+            a,
+            "can only access node lease with the same name as the requesting node",
+        ));
     }
     Ok(())
 }
 
 fn named_as_node(a: &Attributes<'_>, node: &str) -> Result<()> {
-    let name = if a.name.is_empty() { object::name(a.object) } else { a.name };
+    let name = if a.name.is_empty() {
+        object::name(a.object)
+    } else {
+        a.name
+    };
     if name == node {
         return Ok(());
     }
-    Err(forbidden(a, "can only access CSINode with the same name as the requesting node"))
+    Err(forbidden(
+        a,
+        "can only access CSINode with the same name as the requesting node",
+    ))
 }
 
 #[cfg(test)]
@@ -304,15 +431,41 @@ mod tests {
     #[test]
     fn labels_that_a_kubelet_may_change() {
         let labels = |list: &[(&str, &str)]| {
-            let map: serde_json::Map<String, Value> = list.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+            let map: serde_json::Map<String, Value> = list
+                .iter()
+                .map(|(k, v)| ((*k).into(), (*v).into()))
+                .collect();
             json!({"metadata": {"labels": map}})
         };
         for (new, old, want) in [
-            (labels(&[("kubernetes.io/hostname", "a"), ("mine", "x")]), labels(&[]), ""),
-            (labels(&[("kubelet.kubernetes.io/x", "a"), ("sub.node.kubernetes.io/x", "a")]), labels(&[]), ""),
-            (labels(&[("node-restriction.kubernetes.io/x", "a")]), labels(&[]), "node-restriction.kubernetes.io/x"),
-            (labels(&[("other.k8s.io/x", "a")]), labels(&[("other.k8s.io/x", "a")]), ""),
-            (labels(&[]), labels(&[("node-role.kubernetes.io/x", "")]), "node-role.kubernetes.io/x"),
+            (
+                labels(&[("kubernetes.io/hostname", "a"), ("mine", "x")]),
+                labels(&[]),
+                "",
+            ),
+            (
+                labels(&[
+                    ("kubelet.kubernetes.io/x", "a"),
+                    ("sub.node.kubernetes.io/x", "a"),
+                ]),
+                labels(&[]),
+                "",
+            ),
+            (
+                labels(&[("node-restriction.kubernetes.io/x", "a")]),
+                labels(&[]),
+                "node-restriction.kubernetes.io/x",
+            ),
+            (
+                labels(&[("other.k8s.io/x", "a")]),
+                labels(&[("other.k8s.io/x", "a")]),
+                "",
+            ),
+            (
+                labels(&[]),
+                labels(&[("node-role.kubernetes.io/x", "")]),
+                "node-role.kubernetes.io/x",
+            ),
             (labels(&[("notk8s.io/x", "a")]), labels(&[]), ""),
         ] {
             assert_eq!(forbidden_labels(&new, &old).join(", "), want, "{new}");
@@ -332,11 +485,26 @@ mod tests {
         assert_eq!(mirror_pod(&pod, "n", Some(&node)), Ok(()));
         type Change = fn(&mut Value);
         let table: &[(Change, &str)] = &[
-            (|p| p["metadata"]["annotations"] = Value::Null, "can only create mirror pods"),
-            (|p| p["spec"]["nodeName"] = "m".into(), "with spec.nodeName set to itself"),
-            (|p| p["metadata"]["ownerReferences"] = json!([]), "with an owner reference set to itself"),
-            (|p| p["metadata"]["ownerReferences"][0]["uid"] = "v".into(), "UID mismatch"),
-            (|p| p["spec"]["volumes"] = json!([{"secret": {}}]), "can not create pods that reference secrets"),
+            (
+                |p| p["metadata"]["annotations"] = Value::Null,
+                "can only create mirror pods",
+            ),
+            (
+                |p| p["spec"]["nodeName"] = "m".into(),
+                "with spec.nodeName set to itself",
+            ),
+            (
+                |p| p["metadata"]["ownerReferences"] = json!([]),
+                "with an owner reference set to itself",
+            ),
+            (
+                |p| p["metadata"]["ownerReferences"][0]["uid"] = "v".into(),
+                "UID mismatch",
+            ),
+            (
+                |p| p["spec"]["volumes"] = json!([{"secret": {}}]),
+                "can not create pods that reference secrets",
+            ),
         ];
         for (change, want) in table {
             let mut pod = pod.clone();

@@ -29,14 +29,19 @@ impl Plugin for ResourceQuota {
     }
 
     fn handles(&self, operation: Operation, resource: &Resource, subresource: &str) -> bool {
-        let grows = matches!(&*resource.plural, "services" | "persistentvolumeclaims") && resource.group.is_empty();
+        let grows = matches!(&*resource.plural, "services" | "persistentvolumeclaims")
+            && resource.group.is_empty();
         resource.namespaced
             && !resource.storage_prefix.is_empty()
             && subresource.is_empty()
             && (operation == Operation::Create || (operation == Operation::Update && grows))
     }
 
-    fn validate<'a>(&'a self, a: &'a Attributes<'_>, registry: &'a Registry) -> BoxFuture<'a, Result<()>> {
+    fn validate<'a>(
+        &'a self,
+        a: &'a Attributes<'_>,
+        registry: &'a Registry,
+    ) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let quotas = cached_list(registry, "", "resourcequotas", a.namespace).await?;
             if quotas.is_empty() {
@@ -55,7 +60,13 @@ impl Plugin for ResourceQuota {
                 if is_pod(a.resource)
                     && let Some(missing) = unspecified(&hard(&quota), &a.object["spec"])
                 {
-                    return Err(forbidden(a, &format!("failed quota: {}: must specify {missing}", object::name(&quota))));
+                    return Err(forbidden(
+                        a,
+                        &format!(
+                            "failed quota: {}: must specify {missing}",
+                            object::name(&quota)
+                        ),
+                    ));
                 }
                 if wanted.is_empty() {
                     continue;
@@ -83,7 +94,11 @@ fn hard(quota: &Value) -> Amounts {
 }
 
 fn limited(usage: &Amounts, hard: &Amounts) -> Amounts {
-    usage.iter().filter(|(name, _)| hard.contains_key(*name)).map(|(n, q)| (n.clone(), *q)).collect()
+    usage
+        .iter()
+        .filter(|(name, _)| hard.contains_key(*name))
+        .map(|(n, q)| (n.clone(), *q))
+        .collect()
 }
 
 /// The error if the quota has no room; a quota not yet counted answers when it is charged.
@@ -91,12 +106,17 @@ fn exceeds(quota: &Value, wanted: &Amounts) -> Option<String> {
     given(&quota["status"], "used")?;
     let (hard, used) = (hard(quota), usage::parse(&quota["status"], "used"));
     let now = |name: &str| used.get(name).copied().unwrap_or(Quantity::ZERO);
-    let over: BTreeSet<&String> =
-        wanted.iter().filter(|(name, more)| now(name) + **more > hard[*name]).map(|(name, _)| name).collect();
+    let over: BTreeSet<&String> = wanted
+        .iter()
+        .filter(|(name, more)| now(name) + **more > hard[*name])
+        .map(|(name, _)| name)
+        .collect();
     if over.is_empty() {
         return None;
     }
-    let only = |of: &dyn Fn(&str) -> Quantity| -> Amounts { over.iter().map(|n| ((*n).clone(), of(n))).collect() };
+    let only = |of: &dyn Fn(&str) -> Quantity| -> Amounts {
+        over.iter().map(|n| ((*n).clone(), of(n))).collect()
+    };
     Some(format!(
         "exceeded quota: {}, requested: {}, used: {}, limited: {}",
         object::name(quota),
@@ -107,7 +127,12 @@ fn exceeds(quota: &Value, wanted: &Amounts) -> Option<String> {
 }
 
 /// Adds to the quota's status, which must still have room when it is written.
-async fn charge(a: &Attributes<'_>, registry: &Registry, quota: &Value, wanted: &Amounts) -> Result<()> {
+async fn charge(
+    a: &Attributes<'_>,
+    registry: &Registry,
+    quota: &Value,
+    wanted: &Amounts,
+) -> Result<()> {
     let served = registry.resource("", "resourcequotas")?;
     let name = object::name(quota).to_owned();
     let fresh = match given(&quota["status"], "used") {
@@ -145,15 +170,24 @@ async fn charge(a: &Attributes<'_>, registry: &Registry, quota: &Value, wanted: 
 }
 
 fn to_value(amounts: &Amounts) -> Value {
-    amounts.iter().map(|(name, amount)| (name.clone(), Value::from(amount.to_string()))).collect::<serde_json::Map<_, _>>().into()
+    amounts
+        .iter()
+        .map(|(name, amount)| (name.clone(), Value::from(amount.to_string())))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 /// What all objects of the namespace use of a quota's resources.
 async fn count(registry: &Registry, namespace: &str, quota: &Value) -> Result<Amounts> {
     let hard = hard(quota);
-    let mut used: Amounts = hard.keys().map(|name| (name.clone(), Quantity::ZERO)).collect();
+    let mut used: Amounts = hard
+        .keys()
+        .map(|name| (name.clone(), Quantity::ZERO))
+        .collect();
     let table = registry.table();
-    let stored = table.all().filter(|s| s.resource.namespaced && s.resource.storage_version && s.resource.is_stored());
+    let stored = table
+        .all()
+        .filter(|s| s.resource.namespaced && s.resource.storage_version && s.resource.is_stored());
     for served in stored {
         let resource = &served.resource;
         let counted = hard.keys().any(|name| concerns(name, resource));
@@ -162,7 +196,8 @@ async fn count(registry: &Registry, namespace: &str, quota: &Value) -> Result<Am
         }
         for object in cached_list(registry, &resource.group, &resource.plural, namespace).await? {
             let object = object.value();
-            let ended = is_pod(resource) && matches!(text(&object["status"], "phase"), "Succeeded" | "Failed");
+            let ended = is_pod(resource)
+                && matches!(text(&object["status"], "phase"), "Succeeded" | "Failed");
             if !ended && applies(quota, resource, &object) {
                 for (name, amount) in limited(&of(resource, &object), &hard) {
                     *used.entry(name).or_insert(Quantity::ZERO) += amount;
@@ -183,7 +218,9 @@ fn concerns(name: &str, resource: &Resource) -> bool {
     }
     match &*resource.plural {
         "pods" => {
-            name == "pods" || !(name.starts_with("count/") || name.contains("storage") && !name.contains("ephemeral"))
+            name == "pods"
+                || !(name.starts_with("count/")
+                    || name.contains("storage") && !name.contains("ephemeral"))
         }
         "persistentvolumeclaims" => name.contains("storage") || name == "persistentvolumeclaims",
         "services" => name.starts_with("services"),
@@ -242,7 +279,9 @@ fn of(resource: &Resource, object: &Value) -> Amounts {
 
 fn pod(spec: &Value, used: &mut Amounts) {
     for (name, amount) in usage::of_pod(spec, "requests") {
-        if matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-") {
+        if matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage")
+            || name.starts_with("hugepages-")
+        {
             used.insert(name.clone(), amount);
         }
         used.insert(format!("requests.{name}"), amount);
@@ -260,7 +299,10 @@ fn service(spec: &Value, used: &mut Amounts) {
     let (balancers, node_ports) = match text(spec, "type") {
         "NodePort" => (0, ports),
         "LoadBalancer" if spec["allocateLoadBalancerNodePorts"] == false => {
-            let given = list(spec, "ports").iter().filter(|p| p["nodePort"].as_i64().unwrap_or(0) != 0).count();
+            let given = list(spec, "ports")
+                .iter()
+                .filter(|p| p["nodePort"].as_i64().unwrap_or(0) != 0)
+                .count();
             (1, given as i64)
         }
         "LoadBalancer" => (1, ports),
@@ -271,7 +313,9 @@ fn service(spec: &Value, used: &mut Amounts) {
 }
 
 fn claim(object: &Value, used: &mut Amounts) {
-    let storage = usage::amounts(&object["spec"], "requests").get("storage").copied();
+    let storage = usage::amounts(&object["spec"], "requests")
+        .get("storage")
+        .copied();
     let class = text(&object["spec"], "storageClassName");
     if let Some(storage) = storage {
         used.insert("requests.storage".into(), storage);
@@ -299,14 +343,22 @@ fn unspecified(hard: &Amounts, spec: &Value) -> Option<String> {
         return None;
     }
     let mut missing = Vec::new();
-    for (name, which, resource) in REQUIRED.into_iter().filter(|(name, ..)| hard.contains_key(*name)) {
-        let containers = list(spec, "containers").iter().chain(list(spec, "initContainers"));
+    for (name, which, resource) in REQUIRED
+        .into_iter()
+        .filter(|(name, ..)| hard.contains_key(*name))
+    {
+        let containers = list(spec, "containers")
+            .iter()
+            .chain(list(spec, "initContainers"));
         let without: BTreeSet<&str> = containers
             .filter(|c| !usage::amounts(c, which).contains_key(resource))
             .map(|c| text(c, "name"))
             .collect();
         if !without.is_empty() {
-            missing.push(format!("{name} for: {}", without.into_iter().collect::<Vec<_>>().join(",")));
+            missing.push(format!(
+                "{name} for: {}",
+                without.into_iter().collect::<Vec<_>>().join(",")
+            ));
         }
     }
     (!missing.is_empty()).then(|| missing.join("; "))
@@ -314,10 +366,16 @@ fn unspecified(hard: &Amounts, spec: &Value) -> Option<String> {
 
 /// Whether the quota's scopes select the object. Scopes are about pods (and classes of claims); others never match them.
 fn applies(quota: &Value, resource: &Resource, object: &Value) -> bool {
-    let scopes = list(&quota["spec"], "scopes").iter().filter_map(Value::as_str);
+    let scopes = list(&quota["spec"], "scopes")
+        .iter()
+        .filter_map(Value::as_str);
     let scopes: Vec<Value> = scopes
         .map(|s| json!({"scopeName": s, "operator": "Exists"}))
-        .chain(list(&quota["spec"]["scopeSelector"], "matchExpressions").iter().cloned())
+        .chain(
+            list(&quota["spec"]["scopeSelector"], "matchExpressions")
+                .iter()
+                .cloned(),
+        )
         .collect();
     if scopes.is_empty() {
         return true;
@@ -371,7 +429,12 @@ mod tests {
             "metadata": {"name": "q"},
             "status": {"hard": {"pods": "2", "requests.cpu": "1"}, "used": {"pods": "2", "requests.cpu": "100m"}},
         });
-        let wanted = |cpu: &str| Amounts::from([("pods".into(), one()), ("requests.cpu".into(), Quantity::parse(cpu).unwrap())]);
+        let wanted = |cpu: &str| {
+            Amounts::from([
+                ("pods".into(), one()),
+                ("requests.cpu".into(), Quantity::parse(cpu).unwrap()),
+            ])
+        };
         assert_eq!(
             exceeds(&quota, &wanted("100m")).unwrap(),
             "exceeded quota: q, requested: pods=1, used: pods=2, limited: pods=2"
@@ -384,17 +447,27 @@ mod tests {
 
     #[test]
     fn limited_resources_have_to_be_given() {
-        let hard: Amounts = ["limits.cpu", "requests.memory"].into_iter().map(|n| (n.to_owned(), one())).collect();
+        let hard: Amounts = ["limits.cpu", "requests.memory"]
+            .into_iter()
+            .map(|n| (n.to_owned(), one()))
+            .collect();
         let spec = json!({"containers": [{"name": "b"}, {"name": "a", "resources": {"limits": {"cpu": "1"}}}]});
-        assert_eq!(unspecified(&hard, &spec).unwrap(), "limits.cpu for: b; requests.memory for: a,b");
-        assert_eq!(unspecified(&Amounts::from([("pods".into(), one())]), &spec), None);
+        assert_eq!(
+            unspecified(&hard, &spec).unwrap(),
+            "limits.cpu for: b; requests.memory for: a,b"
+        );
+        assert_eq!(
+            unspecified(&Amounts::from([("pods".into(), one())]), &spec),
+            None
+        );
     }
 
     #[test]
     fn scopes_select_pods() {
         let scope = |name: &str| json!({"scopeName": name, "operator": "Exists"});
         let class = |operator: &str| json!({"scopeName": "PriorityClass", "operator": operator, "values": ["high"]});
-        let spec = json!({"activeDeadlineSeconds": 5, "priorityClassName": "high", "containers": [{}]});
+        let spec =
+            json!({"activeDeadlineSeconds": 5, "priorityClassName": "high", "containers": [{}]});
         for (scope, want) in [
             (scope("Terminating"), true),
             (scope("NotTerminating"), false),
@@ -413,7 +486,10 @@ mod tests {
         service(&json!({"type": "NodePort", "ports": [{}, {}]}), &mut used);
         assert_eq!(show(&used), "services.loadbalancers=0,services.nodeports=2");
         let mut used = Amounts::new();
-        claim(&json!({"spec": {"storageClassName": "fast", "resources": {"requests": {"storage": "1Gi"}}}}), &mut used);
+        claim(
+            &json!({"spec": {"storageClassName": "fast", "resources": {"requests": {"storage": "1Gi"}}}}),
+            &mut used,
+        );
         assert_eq!(
             show(&used),
             "fast.storageclass.storage.k8s.io/persistentvolumeclaims=1,fast.storageclass.storage.k8s.io/requests.storage=1Gi,requests.storage=1Gi"

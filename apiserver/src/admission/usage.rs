@@ -13,7 +13,9 @@ pub type Amounts = BTreeMap<String, Quantity>;
 /// One of the two lists of a container's or pod's resources.
 #[must_use]
 pub fn amounts(owner: &Value, which: &str) -> Amounts {
-    let Some(resources) = given(owner, "resources") else { return Amounts::new() };
+    let Some(resources) = given(owner, "resources") else {
+        return Amounts::new();
+    };
     parse(resources, which)
 }
 
@@ -21,7 +23,9 @@ pub fn amounts(owner: &Value, which: &str) -> Amounts {
 #[must_use]
 pub fn parse(object: &Value, field: &str) -> Amounts {
     entries(object, field)
-        .filter_map(|(name, amount)| Some((name.to_owned(), Quantity::parse(amount.as_str()?).ok()?)))
+        .filter_map(|(name, amount)| {
+            Some((name.to_owned(), Quantity::parse(amount.as_str()?).ok()?))
+        })
         .collect()
 }
 
@@ -75,7 +79,10 @@ pub fn of_pod(spec: &Value, which: &str) -> Amounts {
 /// `a=1,b=2`, as quota errors show amounts.
 #[must_use]
 pub fn show(amounts: &Amounts) -> String {
-    let parts: Vec<String> = amounts.iter().map(|(name, amount)| format!("{name}={amount}")).collect();
+    let parts: Vec<String> = amounts
+        .iter()
+        .map(|(name, amount)| format!("{name}={amount}"))
+        .collect();
     parts.join(",")
 }
 
@@ -96,10 +103,22 @@ mod tests {
         sidecar["restartPolicy"] = "Always".into();
         for (spec, want) in [
             (json!({"containers": [c("1"), c("500m")]}), "cpu=1500m"),
-            (json!({"containers": [c("1")], "initContainers": [c("2")]}), "cpu=2"),
-            (json!({"containers": [c("1")], "initContainers": [sidecar, c("900m")]}), "cpu=1300m"),
-            (json!({"containers": [c("1")], "overhead": {"cpu": "100m", "memory": "1Mi"}}), "cpu=1100m,memory=1Mi"),
-            (json!({"containers": [c("1")], "resources": {"requests": {"cpu": "4"}}}), "cpu=4"),
+            (
+                json!({"containers": [c("1")], "initContainers": [c("2")]}),
+                "cpu=2",
+            ),
+            (
+                json!({"containers": [c("1")], "initContainers": [sidecar, c("900m")]}),
+                "cpu=1300m",
+            ),
+            (
+                json!({"containers": [c("1")], "overhead": {"cpu": "100m", "memory": "1Mi"}}),
+                "cpu=1100m,memory=1Mi",
+            ),
+            (
+                json!({"containers": [c("1")], "resources": {"requests": {"cpu": "4"}}}),
+                "cpu=4",
+            ),
             (json!({"containers": [{}]}), ""),
         ] {
             assert_eq!(show(&of_pod(&spec, "requests")), want, "{spec}");
