@@ -201,7 +201,7 @@ pub struct Column {
     pub description: Text,
     /// 0 is always shown, higher ones with `-o wide`.
     pub priority: i32,
-    /// Where a custom resource's cell comes from; built-in kinds have printers of their own.
+    /// Where a custom resource's cell comes from; built-in kinds have printers in [`crate::table`].
     pub json_path: Text,
 }
 

@@ -249,7 +249,7 @@ fn resource(group: &'static str, version: &'static str, line: &Line) -> Resource
             Text::default()
         },
         storage_version: stored && !secondary,
-        columns: Vec::new(),
+        columns: crate::table::builtin_columns(group, kind),
         schema: Arc::new(Schema::builtin(group, version, kind).unwrap_or_else(Schema::any)),
     }
 }
