@@ -1,0 +1,109 @@
+//! Telling the API about a pod: the smallest status patch, and the final delete.
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use serde_json::{Map, Value, json};
+
+use crate::context::Node;
+use crate::model;
+
+/// A strategic merge patch with only what differs, or `None` if nothing does. The uid in it
+/// makes sure that it never reaches another pod of the same name.
+pub fn status_patch(pod: &Pod, status: &PodStatus) -> Option<Value> {
+    let value = |s: &PodStatus| match serde_json::to_value(s) {
+        Ok(Value::Object(map)) => map,
+        _ => Map::new(),
+    };
+    let before = pod.status.as_ref().map(value).unwrap_or_default();
+    let mut after = value(status);
+    // A list with a merge key is only ever added to, unless it is replaced as a whole.
+    for key in ["podIPs", "hostIPs"] {
+        let old = before
+            .get(key)
+            .and_then(Value::as_array)
+            .is_some_and(|l| !l.is_empty());
+        if let Some(Value::Array(list)) = after.get_mut(key)
+            && old
+            && before.get(key) != Some(&Value::Array(list.clone()))
+        {
+            list.insert(0, json!({"$patch": "replace"}));
+        }
+    }
+    let mut changed: Map<String, Value> = after
+        .iter()
+        .filter(|(k, v)| before.get(*k) != Some(v))
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect();
+    for key in before.keys().filter(|k| !after.contains_key(*k)) {
+        changed.insert(key.clone(), Value::Null);
+    }
+    (!changed.is_empty()).then(|| json!({"metadata": {"uid": model::uid(pod)}, "status": changed}))
+}
+
+/// The pod as the API has it now, or `None` if it is gone.
+pub async fn send(node: &Node, pod: &Pod, patch: &Value) -> Result<Option<Box<Pod>>, kube::Error> {
+    let api = Api::<Pod>::namespaced(node.client.clone(), model::namespace(pod));
+    match api
+        .patch_status(
+            model::name(pod),
+            &PatchParams::default(),
+            &Patch::Strategic(patch),
+        )
+        .await
+    {
+        Ok(pod) => Ok(Some(Box::new(pod))),
+        Err(kube::Error::Api(e)) if e.code == 404 => Ok(None),
+        // The uid differs: another pod has taken the name.
+        Err(kube::Error::Api(e)) if e.code == 409 && e.message.contains("uid") => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Removes the object once nothing of it is left on the node.
+pub async fn delete(node: &Node, pod: &Pod) -> Result<(), kube::Error> {
+    let api = Api::<Pod>::namespaced(node.client.clone(), model::namespace(pod));
+    let params = DeleteParams {
+        grace_period_seconds: Some(0),
+        preconditions: Some(Preconditions {
+            uid: pod.metadata.uid.clone(),
+            resource_version: None,
+        }),
+        ..Default::default()
+    };
+    match api.delete(model::name(pod), &params).await {
+        Err(kube::Error::Api(e)) if e.code == 404 || e.code == 409 => Ok(()),
+        Err(e) => Err(e),
+        Ok(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_differences_are_sent() {
+        let pod: Pod = serde_json::from_value(
+            json!({"metadata": {"name": "p", "uid": "u"}, "spec": {"containers": []},
+            "status": {"phase": "Pending", "podIPs": [{"ip": "1"}], "reason": "x"}}),
+        )
+        .unwrap();
+        let status = |v| serde_json::from_value::<PodStatus>(v).unwrap();
+        assert_eq!(
+            status_patch(
+                &pod,
+                &status(json!({"phase": "Pending", "podIPs": [{"ip": "1"}], "reason": "x"}))
+            ),
+            None
+        );
+        let patch = status_patch(
+            &pod,
+            &status(json!({"phase": "Running", "podIPs": [{"ip": "2"}]})),
+        )
+        .unwrap();
+        assert_eq!(
+            patch,
+            json!({"metadata": {"uid": "u"}, "status": {"phase": "Running", "podIPs": [{"$patch": "replace"}, {"ip": "2"}], "reason": null}})
+        );
+    }
+}
