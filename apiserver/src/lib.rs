@@ -5,16 +5,29 @@
 //! [`strategy`], and compares-and-sets in the store. Reads and watches are answered from a watch [`cache`] whose
 //! objects are JSON bytes made once per revision and shared by everybody who asks.
 //!
-//! Start reading at [`registry`].
+//! Start reading at [`rest`], which maps a request to one of the registry's operations, then [`registry`]. The edges are
+//! [`server`] (sockets, TLS, connections), [`discovery`] and [`kubelet`] (what nodes answer); [`services`] gives Services
+//! their addresses, [`system`] makes the `kubernetes` Service, [`assemble`] puts it all together.
 
 pub mod admission;
+pub mod assemble;
 pub mod authn;
 pub mod authz;
+pub mod body;
 pub mod bootstrap;
 pub mod cache;
 pub mod codec;
+pub mod config;
+pub mod discovery;
 pub mod fields;
+pub mod kubelet;
+pub mod negotiate;
+pub mod node_metrics;
 pub mod query;
 pub mod registry;
 pub mod request;
+pub mod rest;
+pub mod server;
+pub mod services;
 pub mod strategy;
+pub mod system;

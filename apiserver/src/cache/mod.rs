@@ -121,6 +121,16 @@ impl WatchCache {
         self.state.read().list(selection, reached)
     }
 
+    /// A revision that the cache is exact for without waiting: what a bookmark may say.
+    #[must_use]
+    pub fn settled(&self) -> u64 {
+        let position = *self.position.borrow();
+        match self.progress.lock().as_ref().map(Progress::now) {
+            Some(mark) if position >= mark.last_event => mark.revision.max(position),
+            _ => position,
+        }
+    }
+
     /// The revision of the last change to this resource, for whoever derives something from its objects.
     #[must_use]
     pub fn last_change(&self) -> u64 {

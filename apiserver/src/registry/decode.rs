@@ -1,10 +1,8 @@
 //! From a request's body to a complete object: parsed, of the right kind, without unknown fields, defaulted.
 
-use std::fmt;
-
+use apimachinery::decode::{decode_json, strict_error, strict_warnings};
 use apimachinery::resource::{GroupVersion, Resource};
 use apimachinery::status::{Result, Status};
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::table::Served;
@@ -33,25 +31,14 @@ pub struct Parsed {
 
 /// Parses a body. The error is the parser's, in Go's words where they are well known.
 pub fn parse(body: &[u8], media: Media) -> std::result::Result<Parsed, String> {
-    let mut duplicates = Vec::new();
-    let value = match media {
-        Media::Json => {
-            let mut deserializer = serde_json::Deserializer::from_slice(body);
-            let seed = Tree {
-                path: &mut String::new(),
-                duplicates: &mut duplicates,
-            };
-            let value = seed
-                .deserialize(&mut deserializer)
-                .map_err(|error| go_words(&error, body))?;
-            deserializer.end().map_err(|error| go_words(&error, body))?;
-            value
-        }
+    let (value, duplicates) = match media {
+        Media::Json => decode_json(body).map_err(|error| go_words(&error, body))?,
         Media::Yaml => {
             let text = std::str::from_utf8(body)
                 .map_err(|_| "yaml: invalid leading UTF-8 octet".to_owned())?;
-            serde_saphyr::from_str(text)
-                .map_err(|error| format!("error converting YAML to JSON: yaml: {error}"))?
+            let value = serde_saphyr::from_str(text)
+                .map_err(|error| format!("error converting YAML to JSON: yaml: {error}"))?;
+            (value, Vec::new())
         }
     };
     Ok(Parsed { value, duplicates })
@@ -124,28 +111,25 @@ pub fn finish(
         duplicates,
     } = parsed;
     check_kind(resource, &mut value)?;
-    drop_nulls(&mut value);
     let unfit = |error: &str| {
         Status::bad_request(format!(
             "{} in version {:?} cannot be handled as a {}: {error}",
             resource.kind, resource.version, resource.kind
         ))
     };
-    let unknown: Vec<String> = Vec::new();
-    let mut complaints: Vec<String> = duplicates
-        .iter()
-        .map(|path| format!("duplicate field {path:?}"))
-        .collect();
-    complaints.extend(unknown.iter().map(|path| format!("unknown field {path:?}")));
+    resource
+        .schema
+        .conform(&mut value)
+        .map_err(|error| unfit(&error))?;
+    let unknown = resource.schema.prune(&mut value);
     match validation {
-        FieldValidation::Strict if !complaints.is_empty() => {
-            return Err(unfit(&format!(
-                "strict decoding error: {}",
-                complaints.join(", ")
-            )));
+        FieldValidation::Strict => {
+            if let Some(error) = strict_error(&duplicates, &unknown) {
+                return Err(unfit(&error));
+            }
         }
-        FieldValidation::Warn => warnings.extend(complaints),
-        _ => {}
+        FieldValidation::Warn => warnings.extend(strict_warnings(&duplicates, &unknown)),
+        FieldValidation::Ignore => {}
     }
     Ok(value)
 }
@@ -198,18 +182,6 @@ fn unrecognized(resource: &Resource, why: &str, body: &[u8]) -> Status {
     ))
 }
 
-/// A null field is an absent one: Go's structs keep no difference.
-pub fn drop_nulls(value: &mut Value) {
-    match value {
-        Value::Object(map) => {
-            map.retain(|_, value| !value.is_null());
-            map.values_mut().for_each(drop_nulls);
-        }
-        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
-        _ => {}
-    }
-}
-
 /// Fills in what is not given: kind and version, the schema's defaults and the strategy's.
 #[must_use]
 pub fn complete(served: &Served, mut object: Value) -> Value {
@@ -219,6 +191,7 @@ pub fn complete(served: &Served, mut object: Value) -> Value {
     }
     object["apiVersion"] = resource.api_version().into();
     object["kind"] = resource.kind.as_ref().into();
+    resource.schema.apply_defaults(&mut object);
     served.strategy.default(&mut object);
     object
 }
@@ -235,89 +208,6 @@ pub fn convert(object: &Value, from: &Resource, to: &Resource) -> Result<Value> 
     let mut object = object.clone();
     object["apiVersion"] = to.api_version().into();
     Ok(object)
-}
-
-/// Builds a tree and notes keys that appear twice in one object. The last one counts, as in Go.
-struct Tree<'a> {
-    path: &'a mut String,
-    duplicates: &'a mut Vec<String>,
-}
-
-impl<'de> DeserializeSeed<'de> for Tree<'_> {
-    type Value = Value;
-    fn deserialize<D: Deserializer<'de>>(
-        self,
-        deserializer: D,
-    ) -> std::result::Result<Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Tree<'_> {
-    type Value = Value;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("a JSON value")
-    }
-    fn visit_bool<E>(self, flag: bool) -> std::result::Result<Value, E> {
-        Ok(Value::Bool(flag))
-    }
-    fn visit_i64<E>(self, number: i64) -> std::result::Result<Value, E> {
-        Ok(number.into())
-    }
-    fn visit_u64<E>(self, number: u64) -> std::result::Result<Value, E> {
-        Ok(number.into())
-    }
-    fn visit_f64<E>(self, number: f64) -> std::result::Result<Value, E> {
-        Ok(number.into())
-    }
-    fn visit_str<E>(self, text: &str) -> std::result::Result<Value, E> {
-        Ok(text.into())
-    }
-    fn visit_string<E>(self, text: String) -> std::result::Result<Value, E> {
-        Ok(text.into())
-    }
-    fn visit_unit<E>(self) -> std::result::Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Value, A::Error> {
-        let mut items = Vec::new();
-        let length = self.path.len();
-        loop {
-            self.path.push_str(&format!("[{}]", items.len()));
-            let item = seq.next_element_seed(Tree {
-                path: self.path,
-                duplicates: self.duplicates,
-            })?;
-            self.path.truncate(length);
-            match item {
-                Some(item) => items.push(item),
-                None => return Ok(Value::Array(items)),
-            }
-        }
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Value, A::Error> {
-        let mut object = Map::new();
-        let length = self.path.len();
-        while let Some(key) = map.next_key::<String>()? {
-            if length > 0 {
-                self.path.push('.');
-            }
-            self.path.push_str(&key);
-            if object.contains_key(&key) {
-                self.duplicates.push(self.path.clone());
-            }
-            let value = map.next_value_seed(Tree {
-                path: self.path,
-                duplicates: self.duplicates,
-            });
-            self.path.truncate(length);
-            object.insert(key, value.map_err(A::Error::custom)?);
-        }
-        Ok(Value::Object(object))
-    }
 }
 
 #[cfg(test)]
@@ -341,12 +231,5 @@ mod tests {
         assert!(parse("[".repeat(10_000).as_bytes(), Media::Json).is_err());
         assert_eq!(parse(b"a: {b: 1}", Media::Yaml).unwrap().value["a"]["b"], 1);
         assert!(parse(b"a: [", Media::Yaml).is_err());
-    }
-
-    #[test]
-    fn nulls_go() {
-        let mut value = serde_json::json!({"a": null, "b": {"c": null}, "d": [{"e": null}]});
-        drop_nulls(&mut value);
-        assert_eq!(value, serde_json::json!({"b": {}, "d": [{}]}));
     }
 }

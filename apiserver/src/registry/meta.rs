@@ -110,12 +110,12 @@ pub fn keep(object: &mut Value, old: &Value) {
 
 /// How a name of this kind has to look.
 #[must_use]
-pub fn check_name(rule: NameRule, name: &str) -> Vec<String> {
+pub fn name_check(rule: NameRule) -> fn(&str) -> Vec<String> {
     match rule {
-        NameRule::Subdomain => names::dns1123_subdomain(name),
-        NameRule::Label => names::dns1123_label(name),
-        NameRule::Dns1035 => names::dns1035_label(name),
-        NameRule::PathSegment => names::path_segment(name),
+        NameRule::Subdomain => names::dns1123_subdomain,
+        NameRule::Label => names::dns1123_label,
+        NameRule::Dns1035 => names::dns1035_label,
+        NameRule::PathSegment => names::path_segment,
     }
 }
 
@@ -140,32 +140,16 @@ pub fn spec_changed(object: &Value, old: &Value) -> bool {
 /// Errors in the metadata of a new object.
 #[must_use]
 pub fn validate(target: Target<'_>, object: &Value) -> ErrorList {
-    let path = Path::new("metadata");
-    let mut errors = ErrorList::new();
-    match object::name(object) {
-        "" => errors.0.push(Error::required(
-            &path.child("name"),
-            "name or generateName is required",
-        )),
-        name => {
-            let rule = target.served.strategy.name_rule();
-            errors.invalid_each(&path.child("name"), name, check_name(rule, name));
-        }
-    }
-    errors
+    let namespaced = target.served.resource.namespaced;
+    let check = name_check(target.served.strategy.name_rule());
+    apimachinery::validation::object_meta(object, namespaced, check)
 }
 
 /// Errors in how metadata changed.
 #[must_use]
 pub fn validate_update(target: Target<'_>, object: &Value, old: &Value) -> ErrorList {
     let mut errors = validate(target, object);
-    let (new, kept) = (object::uid(object), object::uid(old));
-    if new != kept {
-        let path = Path::new("metadata").child("uid");
-        errors
-            .0
-            .push(Error::invalid(&path, new, "field is immutable"));
-    }
+    errors.append(apimachinery::validation::object_meta_update(object, old));
     errors
 }
 

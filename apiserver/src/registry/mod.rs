@@ -125,6 +125,9 @@ impl<'a> Target<'a> {
 pub trait Reserver: Send + Sync {
     fn handles(&self, served: &Served) -> bool;
 
+    /// Before an update is checked: keeps what was given and is left out now.
+    fn inherit(&self, object: &mut Value, old: &Value);
+
     /// May change the object. `old` is `Null` for a create.
     fn reserve<'a>(
         &'a self,
@@ -255,12 +258,34 @@ impl Registry {
         &self,
         group: &str,
         plural: &str,
+        key: (&str, &str),
+        change: impl FnMut(&mut Value) -> Result<()> + Send,
+    ) -> Result<Arc<Object>> {
+        self.edit_as_server((group, plural), "", key, change).await
+    }
+
+    /// The same for the status.
+    pub async fn update_status_as_server(
+        &self,
+        group: &str,
+        plural: &str,
+        key: (&str, &str),
+        change: impl FnMut(&mut Value) -> Result<()> + Send,
+    ) -> Result<Arc<Object>> {
+        self.edit_as_server((group, plural), "status", key, change)
+            .await
+    }
+
+    async fn edit_as_server(
+        &self,
+        (group, plural): (&str, &str),
+        subresource: &str,
         (namespace, name): (&str, &str),
         change: impl FnMut(&mut Value) -> Result<()> + Send,
     ) -> Result<Arc<Object>> {
         let served = self.resource(group, plural)?;
         let user = UserInfo::apiserver();
-        let target = Target::new(&served, namespace, name);
+        let target = Target::new(&served, namespace, name).subresource(subresource);
         let mut change = change;
         let edit = move |old: &Value| {
             let mut object = old.clone();

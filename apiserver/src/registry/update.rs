@@ -67,8 +67,10 @@ impl Registry {
         meta::match_name(target, &mut object)?;
         meta::match_namespace(target, &mut object)?;
         self.check_preconditions(target, current, &object)?;
-        self.admit(Operation::Update, target, call, &mut object, old)
-            .await?;
+        if target.subresource != "binding" {
+            self.admit(Operation::Update, target, call, &mut object, old)
+                .await?;
+        }
         object = decode::complete(target.served, object);
         self.prepare_update(target, call, &mut object, old).await?;
         if self.ends_here(target, &object) {
@@ -166,7 +168,16 @@ impl Registry {
     ) -> Result<()> {
         let (strategy, context) = (target.served.strategy, target.context());
         meta::keep(object, old);
-        if target.subresource == "status" {
+        if target.subresource == "binding" {
+            // What a binding changes is made here, not sent: there is nothing to check.
+            return Ok(());
+        }
+        if target.subresource.is_empty()
+            && let Some(reserver) = self.reserver(target.served)
+        {
+            reserver.inherit(object, old);
+        }
+        if is_status(target.subresource) {
             strategy.prepare_for_status_update(&context, object, old);
         } else {
             strategy.prepare_for_update(&context, object, old);
@@ -177,7 +188,9 @@ impl Registry {
         }
         let mut errors = meta::validate_update(target, object, old);
         errors.append(match target.subresource {
-            "status" => strategy.validate_status_update(&context, object, old),
+            subresource if is_status(subresource) => {
+                strategy.validate_status_update(&context, object, old)
+            }
             _ => strategy.validate_update(&context, object, old),
         });
         if !errors.is_empty() {
@@ -268,4 +281,9 @@ impl Registry {
             false => Ok(object.value()),
         }
     }
+}
+
+/// Subresources that change the status of their object. Approving a certificate request is a condition of it.
+fn is_status(subresource: &str) -> bool {
+    matches!(subresource, "status" | "approval")
 }

@@ -1,0 +1,234 @@
+//! Puts a server together from its configuration, and runs it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::FromRawFd;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use apimachinery::resource::builtin;
+use storage::Store;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::{self, Plugin};
+use crate::authn::keys::{PublicKey, SigningKey};
+use crate::authn::service_account::Tokens;
+use crate::authn::token_api::Issuer;
+use crate::authn::{Anonymous, Authenticator};
+use crate::authz::{Authorizer, Union, escalation::Escalation, rbac::Rbac};
+use crate::config::Config;
+use crate::registry::Registry;
+use crate::registry::table::Table;
+use crate::server::health::Health;
+use crate::server::hooks::{self, Hook};
+use crate::server::metrics::Metrics;
+use crate::server::{Server, listen, tls};
+use crate::{discovery, kubelet};
+
+/// A server that is listening.
+pub struct Running {
+    /// Where it serves.
+    pub addresses: Vec<SocketAddr>,
+    pub server: Arc<Server>,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    /// Waits for the end, which [`Server::shutdown`] asks for: connections drained, the store closed.
+    pub async fn finished(self) {
+        if let Err(error) = self.serving.await {
+            tracing::error!(%error, "serving ended badly");
+        }
+        self.server.registry.store.close().await;
+    }
+}
+
+/// Opens the store, assembles the server and begins to serve.
+pub async fn start(config: &Config) -> Result<Running> {
+    let store = open_store(config).await?;
+    let listeners = listeners(config).await?;
+    let addresses = listeners
+        .iter()
+        .map(TcpListener::local_addr)
+        .collect::<std::io::Result<Vec<_>>>()?;
+    let tls = tls::server(
+        &config.tls_cert_file,
+        &config.tls_private_key_file,
+        config.client_ca_file.as_deref(),
+    )?;
+    let table = Table::new(
+        builtin()
+            .iter()
+            .cloned()
+            .chain(crate::node_metrics::resources()),
+    );
+    let registry = Registry::new(store.clone(), table, config.event_ttl);
+    let rbac = Arc::new(Rbac::new(&registry)?);
+    let issuer = signing(config)?;
+    let tokens = tokens(config, issuer.as_ref(), &registry)?;
+    let authorizer: Arc<dyn Authorizer> = Arc::new(Union::from_modes(
+        &config.authorization_mode,
+        &registry,
+        &rbac,
+    )?);
+    let guards: Vec<Box<dyn Plugin>> = vec![Box::new(Escalation {
+        rbac: rbac.clone(),
+        authorizer: authorizer.clone(),
+    })];
+    let (enabled, disabled) = (
+        &config.enable_admission_plugins,
+        &config.disable_admission_plugins,
+    );
+    let chain = admission::chain(enabled, disabled, guards)?;
+    let advertised = advertised(config, &addresses);
+    let hooks = post_start(config, advertised);
+    registry.assemble(chain, crate::services::reservers(config)?);
+    let shutdown = CancellationToken::new();
+    let anonymous = if config.anonymous_auth {
+        Anonymous::Everywhere
+    } else {
+        Anonymous::Nowhere
+    };
+    let server = Arc::new(Server {
+        authorizer,
+        authenticator: Authenticator::new(tokens, anonymous),
+        issuer,
+        health: Health::new(store, hooks.iter().map(|hook| hook.name), shutdown.clone()),
+        metrics: Metrics::default(),
+        discovery: discovery::Documents {
+            address: advertised.to_string(),
+        },
+        kubelets: kubelet::Kubelets::new(config)?,
+        registry,
+        shutdown,
+    });
+    let serving = tokio::spawn(listen::serve(server.clone(), listeners, tls));
+    tokio::spawn(hooks::run(server.clone(), hooks));
+    Ok(Running {
+        addresses,
+        server,
+        serving,
+    })
+}
+
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>> {
+    if config.etcd_servers.is_empty() {
+        let path = config.data_dir.join("store.redb");
+        let engine =
+            storage::embedded::Embedded::open(&path, storage::embedded::Options::default())
+                .with_context(|| format!("opening the store {}", path.display()))?;
+        return Ok(Arc::new(engine));
+    }
+    let read = |path: &std::path::PathBuf| {
+        std::fs::read(path).with_context(|| format!("reading {}", path.display()))
+    };
+    let ca = config.etcd_cafile.as_ref().map(read).transpose()?;
+    let identity = match (&config.etcd_certfile, &config.etcd_keyfile) {
+        (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+        _ => None,
+    };
+    let mut options = storage::etcd::Options::default();
+    if ca.is_some() || identity.is_some() {
+        options.tls = Some(storage::etcd::Tls { ca, identity });
+    }
+    let engine = storage::etcd::Etcd::connect(&config.etcd_servers, options)
+        .await
+        .with_context(|| format!("connecting to etcd at {}", config.etcd_servers.join(", ")))?;
+    Ok(Arc::new(engine))
+}
+
+async fn listeners(config: &Config) -> Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    for fd in &config.listen_fd {
+        // SAFETY: the flag says that whoever started us passed this descriptor for us to own.
+        let inherited = unsafe { std::net::TcpListener::from_raw_fd(*fd) };
+        inherited
+            .set_nonblocking(true)
+            .with_context(|| format!("--listen-fd {fd} is no socket"))?;
+        listeners.push(TcpListener::from_std(inherited)?);
+    }
+    // Tests bind port 0 through Config, the command line means "none" by it.
+    if config.secure_port != 0 || config.listen_fd.is_empty() {
+        let address = SocketAddr::new(config.bind_address, config.secure_port);
+        listeners.push(
+            TcpListener::bind(address)
+                .await
+                .with_context(|| format!("binding {address}"))?,
+        );
+    }
+    Ok(listeners)
+}
+
+fn signing(config: &Config) -> Result<Option<Issuer>> {
+    let Some(path) = &config.service_account_signing_key_file else {
+        return Ok(None);
+    };
+    let pem = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let key =
+        SigningKey::read(&pem).with_context(|| format!("reading the key in {}", path.display()))?;
+    Ok(Some(Issuer {
+        key,
+        issuer: config.service_account_issuer.clone(),
+        api_audiences: audiences(config),
+    }))
+}
+
+fn audiences(config: &Config) -> Vec<String> {
+    match config.api_audiences.is_empty() {
+        true => vec![config.service_account_issuer.clone()],
+        false => config.api_audiences.clone(),
+    }
+}
+
+fn tokens(
+    config: &Config,
+    issuer: Option<&Issuer>,
+    registry: &Arc<Registry>,
+) -> Result<Option<Tokens>> {
+    let mut keys: Vec<PublicKey> = issuer
+        .map(|issuer| issuer.key.public.clone())
+        .into_iter()
+        .collect();
+    for path in &config.service_account_key_file {
+        let pem = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        keys.extend(
+            PublicKey::read(&pem).with_context(|| format!("reading keys in {}", path.display()))?,
+        );
+    }
+    Ok((!keys.is_empty()).then(|| Tokens {
+        keys,
+        issuers: vec![config.service_account_issuer.clone()],
+        api_audiences: audiences(config),
+        registry: Arc::downgrade(registry),
+    }))
+}
+
+/// Where the `kubernetes` Service leads to: as said, or the address that is served on.
+fn advertised(config: &Config, addresses: &[SocketAddr]) -> SocketAddr {
+    let served = addresses
+        .last()
+        .copied()
+        .unwrap_or_else(|| SocketAddr::new(config.bind_address, config.secure_port));
+    let address: IpAddr = config.advertise_address.unwrap_or_else(|| served.ip());
+    SocketAddr::new(address, served.port())
+}
+
+fn post_start(config: &Config, advertised: SocketAddr) -> Vec<Hook> {
+    let client_ca = config.client_ca_file.clone();
+    let mut hooks = vec![Hook::new("rbac/bootstrap-roles", move |server| {
+        let ca = client_ca
+            .as_ref()
+            .and_then(|path| std::fs::read_to_string(path).ok());
+        async move { crate::bootstrap::run(&server.registry, ca.as_deref()).await }
+    })];
+    let range = config.service_cluster_ip_range.clone();
+    hooks.push(Hook::new("bootstrap-controller", move |server| {
+        let range = range.clone();
+        async move { crate::system::kubernetes_service(&server.registry, &range, advertised).await }
+    }));
+    hooks.push(Hook::new(
+        "start-service-ip-repair-controllers",
+        |server| async move { crate::services::repair::repair(&server.registry).await },
+    ));
+    hooks
+}

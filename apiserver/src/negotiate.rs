@@ -1,0 +1,184 @@
+//! Which form a client takes its answer in, and which form it sent its body in.
+
+use apimachinery::status::{Result, Status};
+use http::HeaderMap;
+use http::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
+
+use crate::query::Query;
+use crate::registry::decode::Media;
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Format {
+    #[default]
+    Json,
+    Pretty,
+    Yaml,
+}
+
+/// What the objects are turned into before they are sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Shape {
+    #[default]
+    Plain,
+    /// Rows for people.
+    Table,
+    /// Metadata only.
+    Partial,
+    /// A list of metadata only.
+    PartialList,
+}
+
+/// How to answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Accept {
+    pub format: Format,
+    pub shape: Shape,
+}
+
+const ACCEPTED: [&str; 2] = ["application/json", "application/yaml"];
+
+impl Accept {
+    /// The best of the client's media ranges that can be served; 406 if there is none.
+    pub fn read(headers: &HeaderMap, query: &Query) -> Result<Self> {
+        let pretty = match query.get("pretty") {
+            Some(value) => !matches!(value, "" | "0" | "false"),
+            None => headers
+                .get(USER_AGENT)
+                .and_then(|v| v.to_str().ok())
+                .is_some_and(|agent| {
+                    ["curl", "Wget", "Mozilla/5.0"]
+                        .iter()
+                        .any(|known| agent.starts_with(known))
+                }),
+        };
+        let json = if pretty { Format::Pretty } else { Format::Json };
+        let mut ranges: Vec<(u32, &str)> = Vec::new();
+        for value in headers.get_all(ACCEPT) {
+            let text = value.to_str().unwrap_or_default();
+            ranges.extend(
+                text.split(',')
+                    .map(|range| (quality(range), range.trim()))
+                    .filter(|(_, r)| !r.is_empty()),
+            );
+        }
+        if ranges.is_empty() {
+            return Ok(Self {
+                format: json,
+                shape: Shape::Plain,
+            });
+        }
+        // Stable: among equals, the client's order counts.
+        ranges.sort_by_key(|(quality, _)| std::cmp::Reverse(*quality));
+        let found = ranges.iter().find_map(|(_, range)| {
+            let mut parts = range.split(';').map(str::trim);
+            let format = match parts.next()? {
+                "application/json" | "application/*" | "*/*" | "application/json;stream=watch" => {
+                    json
+                }
+                "application/yaml" => Format::Yaml,
+                _ => return None,
+            };
+            Some(Self {
+                format,
+                shape: shape(parts)?,
+            })
+        });
+        found.ok_or_else(|| Status::not_acceptable(&ACCEPTED))
+    }
+
+    /// The `Content-Type` of the answer.
+    #[must_use]
+    pub fn content_type(self) -> &'static str {
+        match self.format {
+            Format::Yaml => "application/yaml",
+            _ => "application/json",
+        }
+    }
+}
+
+fn quality(range: &str) -> u32 {
+    let value = range
+        .split(';')
+        .find_map(|part| part.trim().strip_prefix("q="));
+    value
+        .and_then(|text| text.parse::<f32>().ok())
+        .map_or(1000, |q| (q.clamp(0.0, 1.0) * 1000.0) as u32)
+}
+
+/// `as=Table;v=v1;g=meta.k8s.io` and the like; `None` for what is not served.
+fn shape<'a>(parameters: impl Iterator<Item = &'a str>) -> Option<Shape> {
+    let (mut name, mut group, mut version) = ("", "", "");
+    for parameter in parameters {
+        match parameter.split_once('=') {
+            Some(("as", value)) => name = value,
+            Some(("g", value)) => group = value,
+            Some(("v", value)) => version = value,
+            _ => {}
+        }
+    }
+    if name.is_empty() {
+        return Some(Shape::Plain);
+    }
+    if group != "meta.k8s.io" || version != "v1" {
+        return None;
+    }
+    match name {
+        "Table" => Some(Shape::Table),
+        "PartialObjectMetadata" => Some(Shape::Partial),
+        "PartialObjectMetadataList" => Some(Shape::PartialList),
+        _ => None,
+    }
+}
+
+/// The media type of a request's body, without parameters; empty if not said.
+#[must_use]
+pub fn content_type(headers: &HeaderMap) -> &str {
+    let value = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim()
+}
+
+/// The media of a body that is an object; 415 for what is not understood.
+pub fn media(headers: &HeaderMap) -> Result<Media> {
+    match content_type(headers) {
+        "" | "application/json" => Ok(Media::Json),
+        "application/yaml" => Ok(Media::Yaml),
+        _ => Err(Status::unsupported_media_type(&ACCEPTED)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    #[test]
+    fn accepts() {
+        const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
+        #[rustfmt::skip]
+        let table = [
+            ("", Some((Format::Json, Shape::Plain))),
+            ("*/*", Some((Format::Json, Shape::Plain))),
+            ("application/vnd.kubernetes.protobuf,application/json", Some((Format::Json, Shape::Plain))),
+            ("application/vnd.kubernetes.protobuf", None),
+            ("text/html", None),
+            (TABLE, Some((Format::Json, Shape::Table))),
+            ("application/json;as=Table;v=v9;g=meta.k8s.io, application/json", Some((Format::Json, Shape::Plain))),
+            ("application/json;q=0.5, application/yaml", Some((Format::Yaml, Shape::Plain))),
+            ("application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
+             Some((Format::Json, Shape::Partial))),
+        ];
+        for (accept, expected) in table {
+            let mut headers = HeaderMap::new();
+            if !accept.is_empty() {
+                headers.insert(ACCEPT, HeaderValue::from_static(accept));
+            }
+            let got = Accept::read(&headers, &Query::default())
+                .ok()
+                .map(|a| (a.format, a.shape));
+            assert_eq!(got, expected, "{accept}");
+        }
+    }
+}

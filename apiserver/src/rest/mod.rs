@@ -1,0 +1,152 @@
+//! From a request to an operation of the registry, and from its result to an answer.
+//!
+//! [`handle`] is the whole chain: read the request, who, may they, then [`objects`], [`subresources`] or one of
+//! the fixed paths. Nothing here knows a kind.
+
+pub mod connect;
+pub mod eviction;
+pub mod objects;
+pub mod patch;
+pub mod respond;
+pub mod reviews;
+pub mod subresources;
+pub mod watch;
+
+use std::sync::Arc;
+
+use apimachinery::status::{Result, Status};
+use http::header::HeaderValue;
+use http::{HeaderMap, Method, Request, StatusCode};
+use hyper::body::Incoming;
+
+use crate::authn::UserInfo;
+use crate::authn::impersonation::impersonate;
+use crate::authn::x509::CertificateUser;
+use crate::authz::{self, Attributes};
+use crate::body::Reply;
+use crate::query::Query;
+use crate::request::RequestInfo;
+use crate::server::Server;
+
+/// What is known about a connection: made once, used by all its requests.
+#[derive(Debug, Default)]
+pub struct Connection {
+    pub certificate: Option<CertificateUser>,
+    pub peer: Option<std::net::SocketAddr>,
+}
+
+/// A request that may go on: everything about it but its body.
+pub struct Exchange {
+    pub server: Arc<Server>,
+    pub info: RequestInfo,
+    pub query: Query,
+    pub user: Arc<UserInfo>,
+    pub method: Method,
+    pub headers: HeaderMap,
+}
+
+/// Answers a request. Every failure is a Status document.
+pub async fn handle(
+    server: Arc<Server>,
+    connection: Arc<Connection>,
+    request: Request<Incoming>,
+) -> Reply {
+    let is_head = request.method() == Method::HEAD;
+    let mut response = match answer(server, &connection, request).await {
+        Ok(response) => response,
+        Err(status) => respond::failure(&status),
+    };
+    if is_head {
+        *response.body_mut() = crate::body::Body::empty();
+    }
+    response
+}
+
+async fn answer(
+    server: Arc<Server>,
+    connection: &Connection,
+    request: Request<Incoming>,
+) -> Result<Reply> {
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let info = RequestInfo::parse(request.method(), request.uri().path(), &query)?;
+    let headers = request.headers();
+    let user = server
+        .authenticator
+        .authenticate(headers, connection.certificate.as_ref(), &info.path)
+        .await?;
+    let user = match impersonate(headers, &user, &*server.authorizer).await? {
+        Some(other) => Arc::new(other),
+        None => user,
+    };
+    authz::require(&*server.authorizer, &Attributes::of(&user, &info)).await?;
+    let method = request.method().clone();
+    let headers = headers.clone();
+    let exchange = Exchange {
+        server,
+        info,
+        query,
+        user,
+        method,
+        headers,
+    };
+    if exchange.info.is_resource {
+        return route(exchange, request).await;
+    }
+    exchange.server.clone().fixed(&exchange).await
+}
+
+/// Resources: the kind is found by its path, then the verb decides.
+async fn route(exchange: Exchange, request: Request<Incoming>) -> Result<Reply> {
+    let info = &exchange.info;
+    let Some(served) = exchange
+        .server
+        .registry
+        .find(&info.group, &info.version, &info.resource)
+    else {
+        return Err(Status::unknown_path());
+    };
+    let resource = &served.resource;
+    let own_namespace = resource.plural == "namespaces" && resource.group.is_empty();
+    if !resource.namespaced && !own_namespace && !info.namespace.is_empty() {
+        return Err(Status::unknown_path());
+    }
+    if resource.namespaced && info.namespace.is_empty() && !matches!(&*info.verb, "list" | "watch")
+    {
+        return Err(match info.verb.as_str() {
+            "create" | "deletecollection" => Status::method_not_allowed(),
+            _ => Status::unknown_path(),
+        });
+    }
+    if !info.subresource.is_empty() {
+        return subresources::handle(exchange, served, request).await;
+    }
+    if info.verb == "proxy" || info.parts.len() > 2 {
+        return Err(Status::unknown_path());
+    }
+    if !resource.has_verb(&info.verb) {
+        return Err(Status::method_not_allowed());
+    }
+    objects::handle(exchange, served, request).await
+}
+
+impl Exchange {
+    /// The namespace of the object meant: a Namespace itself is in none.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        match (&*self.info.resource, &*self.info.group) {
+            ("namespaces", "") => "",
+            _ => &self.info.namespace,
+        }
+    }
+}
+
+/// A plain text answer, as the health checks give.
+#[must_use]
+pub fn text(code: StatusCode, body: impl Into<crate::body::Body>) -> Reply {
+    let mut response = respond::reply(code, "text/plain; charset=utf-8", body);
+    response.headers_mut().insert(
+        "x-content-type-options",
+        HeaderValue::from_static("nosniff"),
+    );
+    response
+}

@@ -1,0 +1,130 @@
+//! PATCH: JSON patch, merge patch and strategic merge patch, applied to the newest version of an object.
+
+use std::sync::Arc;
+
+use apimachinery::patch::{json_patch, merge_patch, strategic_merge};
+use apimachinery::status::{Result, Status};
+use http::StatusCode;
+use hyper::body::Incoming;
+use serde_json::Value;
+
+use super::Exchange;
+use super::objects::WriteOptions;
+use super::respond::warn;
+use crate::body::{self, Reply};
+use crate::negotiate::content_type;
+use crate::registry::decode::{self, FieldValidation, Media, Parsed};
+use crate::registry::table::Served;
+
+const ACCEPTED: [&str; 3] = [
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Json,
+    Merge,
+    Strategic,
+}
+
+/// A patch, parsed.
+#[derive(Debug)]
+pub struct Patch {
+    kind: Kind,
+    document: Value,
+}
+
+impl Patch {
+    /// Reads the body of a PATCH; 415 if it is of no known kind.
+    pub fn read(media: &str, body: &[u8]) -> Result<Self> {
+        let kind = match media {
+            "application/json-patch+json" => Kind::Json,
+            "application/merge-patch+json" => Kind::Merge,
+            "application/strategic-merge-patch+json" => Kind::Strategic,
+            _ => return Err(Status::unsupported_media_type(&ACCEPTED)),
+        };
+        let document = decode::parse(body, Media::Json)
+            .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?
+            .value;
+        let fits = if kind == Kind::Json {
+            document.is_array()
+        } else {
+            document.is_object()
+        };
+        if !fits {
+            let wanted = if kind == Kind::Json {
+                "[]jsonpatch.Operation"
+            } else {
+                "map[string]interface {}"
+            };
+            return Err(Status::bad_request(format!(
+                "error decoding patch: json: cannot unmarshal into Go value of type {wanted}"
+            )));
+        }
+        Ok(Self { kind, document })
+    }
+
+    /// The patched document.
+    pub fn apply(&self, served: &Served, old: &Value) -> Result<Value> {
+        let mut object = old.clone();
+        match self.kind {
+            Kind::Strategic => {
+                strategic_merge(&mut object, &self.document, &served.resource.schema)?
+            }
+            _ => return self.merge(old),
+        }
+        Ok(object)
+    }
+
+    /// The patched document, where no schema says how lists merge.
+    pub fn merge(&self, old: &Value) -> Result<Value> {
+        let mut object = old.clone();
+        match self.kind {
+            Kind::Merge | Kind::Strategic => merge_patch(&mut object, &self.document)?,
+            Kind::Json => json_patch(&mut object, &self.document)?,
+        }
+        Ok(object)
+    }
+}
+
+pub async fn handle(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -> Result<Reply> {
+    let presenter = exchange.presenter(served)?;
+    let options = WriteOptions::read(exchange, "PatchOptions")?;
+    let media = content_type(&exchange.headers).to_owned();
+    let patch = Patch::read(&media, &body::read(body).await?)?;
+    let target = exchange.target(served);
+    let mut call = options.call(exchange);
+    let mut warnings = Vec::new();
+    let change = |old: &Value| {
+        warnings.clear();
+        patched(served, &patch, old, options.validation, &mut warnings)
+    };
+    let written = exchange
+        .server
+        .registry
+        .update(target, &mut call, change)
+        .await?;
+    let mut response = presenter.object(StatusCode::OK, &written.object)?;
+    warn(&mut response, &warnings);
+    warn(&mut response, &call.warnings);
+    Ok(response)
+}
+
+/// Applies a patch and decodes the result like any other body.
+pub(super) fn patched(
+    served: &Served,
+    patch: &Patch,
+    old: &Value,
+    validation: FieldValidation,
+    warnings: &mut Vec<String>,
+) -> Result<Value> {
+    let value = patch.apply(served, old)?;
+    let parsed = Parsed {
+        value,
+        duplicates: Vec::new(),
+    };
+    let object = decode::finish(&served.resource, parsed, validation, warnings)?;
+    Ok(decode::complete(served, object))
+}

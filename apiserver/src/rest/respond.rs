@@ -1,0 +1,429 @@
+//! Answers: objects and lists in the form the client takes, failures as Status documents.
+
+use std::io::Write;
+
+use apimachinery::resource::Resource;
+use apimachinery::status::{Result, Status};
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use futures::StreamExt;
+use http::header::{
+    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY, WARNING,
+};
+use http::{HeaderMap, Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::body::{Body, Reply};
+use crate::cache::Object;
+use crate::codec::write_json;
+use crate::negotiate::{Accept, Format, Shape};
+use crate::query::Query;
+use crate::registry::decode;
+use crate::registry::read::List;
+use crate::registry::table::Served;
+
+/// Bodies from this size on are compressed when the client takes gzip, as in Kubernetes.
+const GZIP_FROM: usize = 128 * 1024;
+/// Lists longer than this are sent as they are put together.
+const STREAM_FROM: usize = 1 << 20;
+const CHUNK: usize = 256 * 1024;
+
+/// Everything about a request that the form of its answer depends on.
+#[derive(Clone, Copy)]
+pub struct Presenter<'a> {
+    pub served: &'a Served,
+    pub accept: Accept,
+    pub query: &'a Query,
+    pub gzip: bool,
+}
+
+/// Whether the client takes gzip.
+#[must_use]
+pub fn takes_gzip(headers: &HeaderMap) -> bool {
+    let encodings = headers.get_all(http::header::ACCEPT_ENCODING).iter();
+    encodings
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| {
+            value.split(',').any(|encoding| {
+                encoding
+                    .split(';')
+                    .next()
+                    .is_some_and(|name| name.trim() == "gzip")
+            })
+        })
+}
+
+/// A document as it is sent.
+#[must_use]
+pub fn render(value: &Value, format: Format) -> Vec<u8> {
+    let mut out = Vec::new();
+    match format {
+        Format::Json => write_json(&mut out, value),
+        Format::Pretty => {
+            out = serde_json::to_vec_pretty(value).unwrap_or_default();
+            out.push(b'\n');
+        }
+        Format::Yaml => {
+            out = serde_saphyr::to_string(value)
+                .unwrap_or_default()
+                .into_bytes()
+        }
+    }
+    out
+}
+
+/// A whole body with its headers.
+#[must_use]
+pub fn reply(code: StatusCode, content_type: &'static str, body: impl Into<Body>) -> Reply {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = code;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+#[must_use]
+pub fn document(code: StatusCode, value: &Value, accept: Accept) -> Reply {
+    reply(code, accept.content_type(), render(value, accept.format))
+}
+
+/// A failure. Always JSON: whoever cannot read the answer can read this.
+#[must_use]
+pub fn failure(status: &Status) -> Reply {
+    failure_document(status, &status.to_value())
+}
+
+/// A failure whose document says more than its status.
+#[must_use]
+pub fn failure_document(status: &Status, document: &Value) -> Reply {
+    let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = reply(code, "application/json", render(document, Format::Json));
+    let seconds = status
+        .details
+        .as_ref()
+        .map_or(0, |details| details.retry_after_seconds);
+    if seconds > 0 {
+        response
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// Adds `Warning` headers: code 299, text quoted, as RFC 7234 has it.
+pub fn warn(response: &mut Reply, warnings: &[String]) {
+    for warning in warnings {
+        let text: String = warning.chars().filter(|c| !c.is_control()).collect();
+        let quoted = format!(
+            "299 - \"{}\"",
+            text.replace('\\', "\\\\").replace('"', "\\\"")
+        );
+        if let Ok(value) = HeaderValue::from_bytes(quoted.as_bytes()) {
+            response.headers_mut().append(WARNING, value);
+        }
+    }
+}
+
+/// Compresses a long whole body if the client takes it.
+#[must_use]
+pub fn compress(mut response: Reply, gzip: bool) -> Reply {
+    let Body::Whole(Some(bytes)) = response.body() else {
+        return response;
+    };
+    if !gzip || bytes.len() < GZIP_FROM {
+        return response;
+    }
+    let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 6), Compression::new(1));
+    let Ok(()) = encoder.write_all(bytes) else {
+        return response;
+    };
+    let Ok(compressed) = encoder.finish() else {
+        return response;
+    };
+    *response.body_mut() = compressed.into();
+    mark_gzip(response.headers_mut());
+    response
+}
+
+fn mark_gzip(headers: &mut HeaderMap) {
+    headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
+}
+
+impl Presenter<'_> {
+    /// The bytes of an object in the version of the request.
+    pub fn bytes(&self, object: &Object) -> Result<Bytes> {
+        if !self.served.converts() {
+            return Ok(object.bytes.clone());
+        }
+        let value = decode::convert(
+            &object.value(),
+            &self.served.storage.resource,
+            &self.served.resource,
+        )?;
+        let mut out = Vec::new();
+        write_json(&mut out, &value);
+        Ok(out.into())
+    }
+
+    fn value(&self, object: &Object) -> Result<Value> {
+        if !self.served.converts() {
+            return Ok(object.value());
+        }
+        decode::convert(
+            &object.value(),
+            &self.served.storage.resource,
+            &self.served.resource,
+        )
+    }
+
+    /// An object in the shape of the request, as JSON: also what a watch event carries.
+    pub fn shaped(&self, object: &Object) -> Result<Bytes> {
+        Ok(match self.accept.shape {
+            Shape::Plain | Shape::PartialList => self.bytes(object)?,
+            Shape::Partial => {
+                let mut out = Vec::new();
+                write_json(&mut out, &partial(&self.value(object)?));
+                out.into()
+            }
+            Shape::Table => {
+                let mut out = Vec::new();
+                let metadata = json!({"resourceVersion": object.revision.to_string()});
+                write_json(&mut out, &self.table(&[self.value(object)?], metadata)?);
+                out.into()
+            }
+        })
+    }
+
+    /// The answer to a get or a write.
+    pub fn object(&self, code: StatusCode, object: &Object) -> Result<Reply> {
+        let bytes = self.shaped(object)?;
+        let response = match self.accept.format {
+            Format::Json => reply(code, "application/json", bytes),
+            format => {
+                let value: Value = serde_json::from_slice(&bytes).map_err(Status::internal)?;
+                reply(code, self.accept.content_type(), render(&value, format))
+            }
+        };
+        Ok(compress(response, self.gzip))
+    }
+
+    /// The answer to a list.
+    pub fn list(&self, list: &List) -> Result<Reply> {
+        let mut metadata = json!({"resourceVersion": list.revision.to_string()});
+        if let Some(token) = &list.continue_token {
+            metadata["continue"] = token.as_str().into();
+        }
+        if let Some(remaining) = list.remaining {
+            metadata["remainingItemCount"] = remaining.into();
+        }
+        let (kind, version) = match self.accept.shape {
+            Shape::Table => {
+                let values = list
+                    .objects
+                    .iter()
+                    .map(|object| self.value(object))
+                    .collect::<Result<Vec<_>>>()?;
+                let table = self.table(&values, metadata)?;
+                return Ok(compress(
+                    document(StatusCode::OK, &table, self.accept),
+                    self.gzip,
+                ));
+            }
+            Shape::Partial | Shape::PartialList => {
+                ("PartialObjectMetadataList", "meta.k8s.io/v1".to_owned())
+            }
+            Shape::Plain => (
+                &*self.served.resource.list_kind,
+                self.served.resource.api_version(),
+            ),
+        };
+        let mut head = Vec::new();
+        head.extend_from_slice(b"{\"kind\":");
+        write_json(&mut head, kind);
+        head.extend_from_slice(b",\"apiVersion\":");
+        write_json(&mut head, &version);
+        head.extend_from_slice(b",\"metadata\":");
+        write_json(&mut head, &metadata);
+        head.extend_from_slice(b",\"items\":[");
+        let items = list
+            .objects
+            .iter()
+            .map(|object| self.item(object))
+            .collect::<Result<Vec<_>>>()?;
+        let length: usize = items.iter().map(Bytes::len).sum();
+        if self.accept.format != Format::Json {
+            let whole = join(head, &items, length);
+            let value: Value = serde_json::from_slice(&whole).map_err(Status::internal)?;
+            return Ok(compress(
+                document(StatusCode::OK, &value, self.accept),
+                self.gzip,
+            ));
+        }
+        if length < STREAM_FROM {
+            let response = reply(
+                StatusCode::OK,
+                "application/json",
+                join(head, &items, length),
+            );
+            return Ok(compress(response, self.gzip));
+        }
+        Ok(self.stream(head, items))
+    }
+
+    fn item(&self, object: &Object) -> Result<Bytes> {
+        match self.accept.shape {
+            Shape::PartialList | Shape::Partial => {
+                let mut out = Vec::new();
+                write_json(&mut out, &partial(&self.value(object)?));
+                Ok(out.into())
+            }
+            _ => self.bytes(object),
+        }
+    }
+
+    /// A long list: put together, and compressed, a chunk at a time, so that it is never in memory twice.
+    fn stream(&self, head: Vec<u8>, items: Vec<Bytes>) -> Reply {
+        let mut encoder = self
+            .gzip
+            .then(|| GzEncoder::new(Vec::with_capacity(CHUNK / 4), Compression::new(1)));
+        let mut items = items.into_iter();
+        let (mut chunk, mut first, mut done) = (head, true, false);
+        let chunks = std::iter::from_fn(move || {
+            while !done {
+                while chunk.len() < CHUNK && !done {
+                    match items.next() {
+                        Some(item) => {
+                            if !std::mem::take(&mut first) {
+                                chunk.push(b',');
+                            }
+                            chunk.extend_from_slice(&item);
+                        }
+                        None => {
+                            chunk.extend_from_slice(b"]}\n");
+                            done = true;
+                        }
+                    }
+                }
+                let full = std::mem::replace(&mut chunk, Vec::with_capacity(CHUNK + 8192));
+                let Some(gzip) = &mut encoder else {
+                    return Some(Bytes::from(full));
+                };
+                // Writing to a Vec does not fail.
+                let _ = gzip.write_all(&full);
+                if done {
+                    let _ = gzip.try_finish();
+                }
+                let compressed = std::mem::take(gzip.get_mut());
+                if !compressed.is_empty() {
+                    return Some(Bytes::from(compressed));
+                }
+            }
+            None
+        });
+        let body = Body::Stream(futures::stream::iter(chunks).boxed());
+        let mut response = reply(StatusCode::OK, "application/json", body);
+        if self.gzip {
+            mark_gzip(response.headers_mut());
+        }
+        response
+    }
+
+    /// Rows with the columns of the kind. `includeObject` says what of the objects comes along.
+    pub fn table(&self, objects: &[Value], metadata: Value) -> Result<Value> {
+        let include = match self.query.get("includeObject") {
+            None | Some("" | "Metadata") => Include::Metadata,
+            Some("None") => Include::None,
+            Some("Object") => Include::Object,
+            Some(other) => {
+                return Err(Status::bad_request(format!(
+                    "unrecognized includeObject value: {other:?} is not None, Metadata or Object"
+                )));
+            }
+        };
+        let mut table = table(&self.served.resource, objects);
+        table["metadata"] = metadata;
+        for (row, object) in table["rows"]
+            .as_array_mut()
+            .into_iter()
+            .flatten()
+            .zip(objects)
+        {
+            match include {
+                Include::None => {}
+                Include::Metadata => row["object"] = partial(object),
+                Include::Object => row["object"] = object.clone(),
+            }
+        }
+        Ok(table)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Include {
+    None,
+    Metadata,
+    Object,
+}
+
+fn join(mut head: Vec<u8>, items: &[Bytes], length: usize) -> Vec<u8> {
+    head.reserve_exact(length + items.len() + 3);
+    for (index, item) in items.iter().enumerate() {
+        if index > 0 {
+            head.push(b',');
+        }
+        head.extend_from_slice(item);
+    }
+    head.extend_from_slice(b"]}\n");
+    head
+}
+
+/// The object's metadata as a document of its own.
+fn partial(object: &Value) -> Value {
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
+}
+
+/// The object that a watch bookmark shows: only where the watch stands.
+#[must_use]
+pub fn bookmark(resource: &Resource, accept: Accept, revision: u64, initial_end: bool) -> Value {
+    let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+    if initial_end {
+        metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+    }
+    match accept.shape {
+        Shape::Table => {
+            let mut table = table(resource, &[]);
+            table["metadata"] = json!({"resourceVersion": revision.to_string()});
+            if initial_end {
+                let object = json!({"kind": resource.kind, "apiVersion": resource.api_version(), "metadata": metadata});
+                table["rows"] = json!([{"cells": [], "object": object}]);
+            }
+            table
+        }
+        Shape::Partial | Shape::PartialList => {
+            json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
+        }
+        Shape::Plain => {
+            json!({"kind": resource.kind, "apiVersion": resource.api_version(), "metadata": metadata})
+        }
+    }
+}
+
+fn table(resource: &Resource, objects: &[Value]) -> Value {
+    let rows: Vec<Value> = objects
+        .iter()
+        .map(|object| {
+            let age = apimachinery::time::age(
+                apimachinery::object::creation_timestamp(object),
+                jiff::Timestamp::now(),
+            );
+            json!({"cells": [apimachinery::object::name(object), age]})
+        })
+        .collect();
+    let column = |name: &str, format: &str| json!({"name": name, "type": "string", "format": format, "description": "", "priority": 0});
+    let _ = resource;
+    json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {},
+        "columnDefinitions": [column("Name", "name"), column("Age", "")], "rows": rows})
+}

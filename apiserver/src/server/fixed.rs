@@ -1,0 +1,71 @@
+//! Paths that are no resources: health, version, metrics, discovery, OpenAPI, token keys.
+
+use std::sync::Arc;
+
+use apimachinery::status::{Result, Status};
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::Server;
+use crate::body::Reply;
+use crate::negotiate::Accept;
+use crate::rest::respond::document;
+use crate::rest::{Exchange, text};
+
+impl Server {
+    /// Answers everything outside `/api/v1/...` and `/apis/GROUP/VERSION/...`.
+    pub async fn fixed(self: Arc<Self>, exchange: &Exchange) -> Result<Reply> {
+        if !matches!(exchange.method, Method::GET | Method::HEAD) {
+            return Err(Status::method_not_allowed());
+        }
+        let path = exchange.info.path.as_str();
+        if let Some(reply) = self.health.answer(path, &exchange.query).await {
+            return Ok(reply);
+        }
+        let json = |value: &Value| {
+            Ok(document(
+                StatusCode::OK,
+                value,
+                Accept::read(&exchange.headers, &exchange.query)?,
+            ))
+        };
+        match path.trim_end_matches('/') {
+            "/version" => json(&version()),
+            "/metrics" => Ok(text(StatusCode::OK, self.metrics.render())),
+            "/.well-known/openid-configuration" | "/openid/v1/jwks" => {
+                match self.token_keys(path) {
+                    Some(value) => json(&value),
+                    None => Err(Status::unknown_path()),
+                }
+            }
+            _ => self
+                .discovery
+                .answer(&self.registry, exchange)
+                .unwrap_or_else(|| Err(Status::unknown_path())),
+        }
+    }
+}
+
+/// What `/version` says: the Kubernetes version whose API this is.
+#[must_use]
+pub fn version() -> Value {
+    json!({
+        "major": "1",
+        "minor": "36",
+        "emulationMajor": "1",
+        "emulationMinor": "36",
+        "minCompatibilityMajor": "1",
+        "minCompatibilityMinor": "35",
+        "gitVersion": concat!("v1.36.2+skiff", ".", env!("CARGO_PKG_VERSION")),
+        "gitCommit": "",
+        "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "none",
+        "compiler": "rustc",
+        "platform": match std::env::consts::ARCH {
+            "x86_64" => "linux/amd64",
+            "aarch64" => "linux/arm64",
+            other => other,
+        },
+    })
+}

@@ -1,0 +1,147 @@
+//! Sockets: accept, TLS, HTTP/1.1 or HTTP/2, and the end of it all.
+
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use apimachinery::status::Status;
+use futures::FutureExt;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
+
+use super::Server;
+use crate::authn::x509::CertificateUser;
+use crate::body::Reply;
+use crate::rest::{self, Connection, respond};
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// How long open requests may go on once the server stops.
+const DRAIN: Duration = Duration::from_secs(10);
+/// As many streams as a busy component with many watches may need on its one connection.
+const MAX_STREAMS: u32 = 1000;
+
+/// Accepts connections until shutdown, then lets them drain.
+pub async fn serve(
+    server: Arc<Server>,
+    listeners: Vec<TcpListener>,
+    tls: Arc<rustls::ServerConfig>,
+) {
+    let acceptor = TlsAcceptor::from(tls);
+    let connections = TaskTracker::new();
+    for listener in listeners {
+        let (server, acceptor, tracker) = (server.clone(), acceptor.clone(), connections.clone());
+        connections.spawn(async move {
+            loop {
+                let accepted = tokio::select! {
+                    accepted = listener.accept() => accepted,
+                    () = server.shutdown.cancelled() => return,
+                };
+                match accepted {
+                    Ok((stream, peer)) => {
+                        let (server, acceptor) = (server.clone(), acceptor.clone());
+                        tracker.spawn(connection(server, acceptor, stream, peer));
+                    }
+                    Err(error) => {
+                        // Out of descriptors, most likely: give those that are open time to close.
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                }
+            }
+        });
+    }
+    server.shutdown.cancelled().await;
+    connections.close();
+    if tokio::time::timeout(DRAIN, connections.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!("connections were still busy at shutdown");
+    }
+}
+
+async fn connection(
+    server: Arc<Server>,
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    peer: std::net::SocketAddr,
+) {
+    // Answers are written in one piece; waiting for more only adds latency.
+    let _ = stream.set_nodelay(true);
+    let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(tls)) => tls,
+        Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
+        Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),
+    };
+    let shown = tls
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| chain.first());
+    let certificate = shown.and_then(|certificate| CertificateUser::read(certificate));
+    let connection = Arc::new(Connection {
+        certificate,
+        peer: Some(peer),
+    });
+    let service = {
+        let server = server.clone();
+        service_fn(move |request| {
+            let (server, connection) = (server.clone(), connection.clone());
+            async move { Ok::<_, Infallible>(guarded(server, connection, request).await) }
+        })
+    };
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_header_list_size(64 * 1024);
+    let serving = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
+    tokio::pin!(serving);
+    let result = tokio::select! {
+        result = serving.as_mut() => result,
+        () = server.shutdown.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            match tokio::time::timeout(DRAIN, serving).await {
+                Ok(result) => result,
+                Err(_) => return,
+            }
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%peer, %error, "connection ended");
+    }
+}
+
+/// A panic in a handler costs one request, never the server.
+async fn guarded(
+    server: Arc<Server>,
+    connection: Arc<Connection>,
+    request: Request<Incoming>,
+) -> Reply {
+    let began = Instant::now();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let handled = AssertUnwindSafe(rest::handle(server, connection, request))
+        .catch_unwind()
+        .await;
+    let response = handled.unwrap_or_else(|_| {
+        tracing::error!(%method, path, "a handler panicked");
+        respond::failure(&Status::internal("a handler panicked"))
+    });
+    tracing::debug!(%method, path, code = response.status().as_u16(), took = ?began.elapsed(), "answered");
+    response
+}

@@ -1,0 +1,36 @@
+//! The server: what all requests share, and the sockets that they come in on.
+//!
+//! [`listen`] accepts connections and speaks TLS and HTTP, [`tls`] reads keys and certificates, [`health`] and
+//! [`fixed`] answer the paths that are no resources, [`hooks`] run once serving has begun.
+
+pub mod fixed;
+pub mod health;
+pub mod hooks;
+pub mod listen;
+pub mod metrics;
+pub mod tls;
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::authn::Authenticator;
+use crate::authn::token_api::Issuer;
+use crate::authz::Authorizer;
+use crate::registry::Registry;
+use health::Health;
+use metrics::Metrics;
+
+/// Everything that a request may need.
+pub struct Server {
+    pub registry: Arc<Registry>,
+    pub authenticator: Authenticator,
+    pub authorizer: Arc<dyn Authorizer>,
+    pub issuer: Option<Issuer>,
+    pub health: Health,
+    pub metrics: Metrics,
+    pub discovery: crate::discovery::Documents,
+    pub kubelets: crate::kubelet::Kubelets,
+    /// Cancelled when the server is to stop: watches end, connections drain.
+    pub shutdown: CancellationToken,
+}

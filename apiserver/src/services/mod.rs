@@ -1,0 +1,496 @@
+//! What a Service takes from the cluster: addresses and node ports, each given to one Service only.
+//!
+//! A claim is a key in the store that must not exist yet, so that any number of API servers agree: an IPAddress object
+//! per cluster address, as Kubernetes has it, and a key per node port. Claims are made before a Service is written and
+//! taken back if that fails; what a crash leaves behind is put right from the Services themselves ([`repair`]).
+
+mod addresses;
+pub mod cidr;
+mod ports;
+pub mod repair;
+
+use std::ops::RangeInclusive;
+
+use apimachinery::field::{Error, ErrorList, Path};
+use apimachinery::object;
+use apimachinery::resource::GroupKind;
+use apimachinery::status::{Result, Status};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use serde_json::{Value, json};
+
+use crate::config::Config;
+use crate::registry::table::Served;
+use crate::registry::{Registry, Reservation, Reserver};
+use cidr::Cidr;
+
+/// The reservers of a server.
+pub fn reservers(config: &Config) -> anyhow::Result<Vec<Box<dyn Reserver>>> {
+    let (range, ports) = ranges(config)?;
+    Ok(vec![Box::new(Services { range, ports })])
+}
+
+/// The two ranges that the flags say.
+pub fn ranges(config: &Config) -> anyhow::Result<(Cidr, RangeInclusive<u16>)> {
+    let range = config
+        .service_cluster_ip_range
+        .split(',')
+        .next()
+        .unwrap_or_default();
+    let range = range.parse().map_err(anyhow::Error::msg)?;
+    let ports = parse_ports(&config.service_node_port_range);
+    let ports = ports
+        .ok_or_else(|| anyhow::anyhow!("{:?} is no port range", config.service_node_port_range))?;
+    Ok((range, ports))
+}
+
+fn parse_ports(text: &str) -> Option<RangeInclusive<u16>> {
+    let (first, last) = text.split_once('-')?;
+    let range = first.parse().ok()?..=last.parse().ok()?;
+    (!range.is_empty()).then_some(range)
+}
+
+struct Services {
+    range: Cidr,
+    ports: RangeInclusive<u16>,
+}
+
+/// One thing that a Service holds.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Claim {
+    Address(std::net::IpAddr),
+    Port(u16),
+}
+
+impl Claim {
+    /// False if somebody else has it.
+    async fn take(&self, registry: &Registry, service: &Value) -> Result<bool> {
+        match self {
+            Self::Address(ip) => addresses::take(registry, *ip, service).await,
+            Self::Port(port) => ports::take(registry, *port, service).await,
+        }
+    }
+
+    async fn release(&self, registry: &Registry) {
+        let result = match self {
+            Self::Address(ip) => addresses::release(registry, *ip).await,
+            Self::Port(port) => ports::release(registry, *port).await,
+        };
+        if let Err(error) = result {
+            tracing::warn!(claim = ?self, %error, "cannot be released; the next start repairs it");
+        }
+    }
+}
+
+/// What a Service holds, read from its spec.
+#[must_use]
+pub fn claims(service: &Value) -> Vec<Claim> {
+    let spec = &service["spec"];
+    let mut claims = Vec::new();
+    if spec["type"] != "ExternalName" {
+        let given = spec["clusterIPs"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .chain([&spec["clusterIP"]]);
+        claims.extend(
+            given
+                .filter_map(|ip| ip.as_str()?.parse().ok())
+                .map(Claim::Address),
+        );
+    }
+    claims.extend(node_ports(spec).map(Claim::Port));
+    claims.sort();
+    claims.dedup();
+    claims
+}
+
+fn node_ports(spec: &Value) -> impl Iterator<Item = u16> {
+    let ports = spec["ports"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|port| &port["nodePort"]);
+    ports
+        .chain([&spec["healthCheckNodePort"]])
+        .filter_map(|port| u16::try_from(port.as_u64()?).ok())
+        .filter(|p| *p != 0)
+}
+
+fn wants_address(spec: &Value) -> bool {
+    spec["type"] != "ExternalName" && spec["clusterIP"] != "None"
+}
+
+fn wants_node_ports(spec: &Value) -> bool {
+    match spec["type"].as_str() {
+        Some("NodePort") => true,
+        Some("LoadBalancer") => spec["allocateLoadBalancerNodePorts"] != false,
+        _ => false,
+    }
+}
+
+fn wants_health_check_port(spec: &Value) -> bool {
+    spec["type"] == "LoadBalancer" && spec["externalTrafficPolicy"] == "Local"
+}
+
+impl Reserver for Services {
+    fn handles(&self, served: &Served) -> bool {
+        served.resource.plural == "services" && served.resource.group.is_empty()
+    }
+
+    /// What a client leaves out of an update stays as it was given.
+    fn inherit(&self, object: &mut Value, old: &Value) {
+        let before = &old["spec"];
+        let spec = &mut object["spec"];
+        let unset = |value: &Value| value.as_str().is_none_or(str::is_empty);
+        if wants_address(before) && spec["type"] != "ExternalName" && unset(&spec["clusterIP"]) {
+            spec["clusterIP"] = before["clusterIP"].clone();
+        }
+        if spec["clusterIP"] == before["clusterIP"]
+            && spec["clusterIPs"].is_null()
+            && !before["clusterIPs"].is_null()
+        {
+            spec["clusterIPs"] = before["clusterIPs"].clone();
+        }
+        for field in ["ipFamilies", "ipFamilyPolicy"] {
+            if spec["type"] != "ExternalName" && spec[field].is_null() && !before[field].is_null() {
+                spec[field] = before[field].clone();
+            }
+        }
+        if !wants_node_ports(spec) {
+            return;
+        }
+        let known = before["ports"].as_array().cloned().unwrap_or_default();
+        let taken: Vec<u16> = node_ports(spec).collect();
+        for port in spec["ports"].as_array_mut().into_iter().flatten() {
+            let same = known
+                .iter()
+                .find(|old| old["port"] == port["port"] && old["protocol"] == port["protocol"]);
+            if let Some(number) = same
+                .and_then(|old| old["nodePort"].as_u64())
+                .filter(|_| port["nodePort"].as_u64().unwrap_or(0) == 0)
+                && !taken.iter().any(|taken| u64::from(*taken) == number)
+            {
+                port["nodePort"] = number.into();
+            }
+        }
+        if wants_health_check_port(spec)
+            && spec["healthCheckNodePort"].as_u64().unwrap_or(0) == 0
+            && !before["healthCheckNodePort"].is_null()
+        {
+            spec["healthCheckNodePort"] = before["healthCheckNodePort"].clone();
+        }
+    }
+
+    fn reserve<'a>(
+        &'a self,
+        registry: &'a Registry,
+        object: &'a mut Value,
+        old: &'a Value,
+        dry_run: bool,
+    ) -> BoxFuture<'a, Result<Box<dyn Reservation>>> {
+        async move {
+            let held = claims(old);
+            let mut taken = Taken {
+                dry_run,
+                ..Taken::default()
+            };
+            if let Err(error) = self.fill(registry, object, &held, &mut taken).await {
+                Box::new(taken).rollback(registry).await;
+                return Err(error);
+            }
+            let now = claims(object);
+            taken.obsolete = held
+                .into_iter()
+                .filter(|claim| !now.contains(claim))
+                .collect();
+            Ok(Box::new(taken) as Box<dyn Reservation>)
+        }
+        .boxed()
+    }
+
+    fn released<'a>(&'a self, registry: &'a Registry, object: &'a Value) -> BoxFuture<'a, ()> {
+        async move {
+            for claim in claims(object) {
+                claim.release(registry).await;
+            }
+        }
+        .boxed()
+    }
+}
+
+impl Services {
+    async fn fill(
+        &self,
+        registry: &Registry,
+        service: &mut Value,
+        held: &[Claim],
+        taken: &mut Taken,
+    ) -> Result<()> {
+        self.fill_address(registry, service, held, taken).await?;
+        self.fill_ports(registry, service, held, taken).await
+    }
+
+    async fn fill_address(
+        &self,
+        registry: &Registry,
+        service: &mut Value,
+        held: &[Claim],
+        taken: &mut Taken,
+    ) -> Result<()> {
+        if service["spec"]["type"] == "ExternalName" {
+            return Ok(());
+        }
+        if wants_address(&service["spec"]) {
+            let given = service["spec"]["clusterIP"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
+            let ip = if given.is_empty() {
+                self.any_address(registry, service, taken).await?
+            } else {
+                self.given_address(registry, service, &given, held, taken)
+                    .await?
+            };
+            service["spec"]["clusterIP"] = ip.to_string().into();
+        }
+        let family = if self.range.is_ipv4() { "IPv4" } else { "IPv6" };
+        let spec = &mut service["spec"];
+        spec["clusterIPs"] = json!([spec["clusterIP"]]);
+        if spec["ipFamilies"].as_array().is_none_or(Vec::is_empty) {
+            spec["ipFamilies"] = json!([family]);
+        }
+        if spec["ipFamilyPolicy"].is_null() {
+            spec["ipFamilyPolicy"] = "SingleStack".into();
+        }
+        Ok(())
+    }
+
+    async fn any_address(
+        &self,
+        registry: &Registry,
+        service: &Value,
+        taken: &mut Taken,
+    ) -> Result<std::net::IpAddr> {
+        for ip in addresses::candidates(registry, self.range).await? {
+            if taken.take(registry, Claim::Address(ip), service).await? {
+                return Ok(ip);
+            }
+        }
+        Err(Status::internal(format!(
+            "failed to allocate a serviceIP: range {} is full",
+            self.range
+        )))
+    }
+
+    async fn given_address(
+        &self,
+        registry: &Registry,
+        service: &Value,
+        given: &str,
+        held: &[Claim],
+        taken: &mut Taken,
+    ) -> Result<std::net::IpAddr> {
+        let refuse = |why: String| {
+            let path = Path::new("spec").child("clusterIPs");
+            let detail = format!("failed to allocate IP {given}: {why}");
+            Err(invalid(
+                service,
+                Error::invalid(&path, json!([given]), detail),
+            ))
+        };
+        let Ok(ip) = given.parse() else {
+            return refuse("the provided IP is not valid".into());
+        };
+        let claim = Claim::Address(ip);
+        if held.contains(&claim) {
+            return Ok(ip);
+        }
+        if !self.range.contains(ip) {
+            let range = self.range;
+            return refuse(format!(
+                "the provided IP ({given}) is not in the valid range. The range of valid IPs is {range}"
+            ));
+        }
+        if !taken.take(registry, claim, service).await? {
+            return refuse("provided IP is already allocated".into());
+        }
+        Ok(ip)
+    }
+
+    async fn fill_ports(
+        &self,
+        registry: &Registry,
+        service: &mut Value,
+        held: &[Claim],
+        taken: &mut Taken,
+    ) -> Result<()> {
+        let spec = &service["spec"];
+        let (wanted, health) = (wants_node_ports(spec), wants_health_check_port(spec));
+        if !wanted && !health {
+            return Ok(());
+        }
+        let path = Path::new("spec");
+        let count = spec["ports"].as_array().map_or(0, Vec::len);
+        let mut mine: Vec<u16> = Vec::new();
+        for index in (0..count).filter(|_| wanted) {
+            let given = service["spec"]["ports"][index]["nodePort"]
+                .as_u64()
+                .unwrap_or(0);
+            let path = path.child("ports").index(index).child("nodePort");
+            let port = self
+                .port(registry, service, (given, &path), held, &mine, taken)
+                .await?;
+            mine.push(port);
+            service["spec"]["ports"][index]["nodePort"] = port.into();
+        }
+        if health {
+            let given = service["spec"]["healthCheckNodePort"].as_u64().unwrap_or(0);
+            let path = path.child("healthCheckNodePort");
+            let port = self
+                .port(registry, service, (given, &path), held, &mine, taken)
+                .await?;
+            service["spec"]["healthCheckNodePort"] = port.into();
+        }
+        Ok(())
+    }
+
+    /// The port asked for, or any (0).
+    async fn port(
+        &self,
+        registry: &Registry,
+        service: &Value,
+        (given, path): (u64, &Path),
+        held: &[Claim],
+        mine: &[u16],
+        taken: &mut Taken,
+    ) -> Result<u16> {
+        if given == 0 {
+            for port in ports::candidates(registry, &self.ports).await? {
+                if taken.take(registry, Claim::Port(port), service).await? {
+                    return Ok(port);
+                }
+            }
+            let why = "failed to allocate a nodePort: range is full";
+            return Err(Status::internal(why));
+        }
+        let number = u16::try_from(given)
+            .ok()
+            .filter(|port| self.ports.contains(port));
+        // TCP and UDP may share a number within one Service.
+        let known =
+            number.is_some_and(|port| held.contains(&Claim::Port(port)) || mine.contains(&port));
+        match number {
+            Some(port) if known => Ok(port),
+            Some(port) if taken.take(registry, Claim::Port(port), service).await? => Ok(port),
+            Some(_) => Err(invalid(
+                service,
+                Error::invalid(path, given, "provided port is already allocated"),
+            )),
+            None => {
+                let (first, last) = (self.ports.start(), self.ports.end());
+                let why = format!(
+                    "provided port is not in the valid range. The range of valid ports is {first}-{last}"
+                );
+                Err(invalid(service, Error::invalid(path, given, why)))
+            }
+        }
+    }
+}
+
+fn invalid(service: &Value, error: Error) -> Status {
+    Status::invalid(
+        &GroupKind::new("", "Service"),
+        object::name(service),
+        ErrorList(vec![error]),
+    )
+}
+
+/// Claims made for a write that is under way.
+#[derive(Debug, Default)]
+struct Taken {
+    fresh: Vec<Claim>,
+    /// What the Service gives up when the write succeeds.
+    obsolete: Vec<Claim>,
+    dry_run: bool,
+}
+
+impl Taken {
+    async fn take(&mut self, registry: &Registry, claim: Claim, service: &Value) -> Result<bool> {
+        let taken = claim.take(registry, service).await?;
+        if taken {
+            self.fresh.push(claim);
+        }
+        Ok(taken)
+    }
+}
+
+impl Reservation for Taken {
+    fn commit<'a>(self: Box<Self>, registry: &'a Registry) -> BoxFuture<'a, ()> {
+        async move {
+            for claim in self.obsolete.iter().filter(|_| !self.dry_run) {
+                claim.release(registry).await;
+            }
+            // A dry run shows what it would have got, and keeps nothing.
+            for claim in self.fresh.iter().filter(|_| self.dry_run) {
+                claim.release(registry).await;
+            }
+        }
+        .boxed()
+    }
+
+    fn rollback<'a>(self: Box<Self>, registry: &'a Registry) -> BoxFuture<'a, ()> {
+        async move {
+            for claim in &self.fresh {
+                claim.release(registry).await;
+            }
+        }
+        .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn services() -> Services {
+        Services {
+            range: "10.96.0.0/12".parse().unwrap(),
+            ports: parse_ports("30000-32767").unwrap(),
+        }
+    }
+
+    #[test]
+    fn claims_of_a_service() {
+        let service = json!({"spec": {"type": "NodePort", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"],
+            "ports": [{"nodePort": 30001}, {"nodePort": 30001}, {"port": 1}]}});
+        assert_eq!(
+            claims(&service),
+            [
+                Claim::Address("10.96.0.7".parse().unwrap()),
+                Claim::Port(30001)
+            ]
+        );
+        assert!(claims(&json!({"spec": {"clusterIP": "None"}})).is_empty());
+        assert!(parse_ports("5-1").is_none() && parse_ports("x").is_none());
+    }
+
+    #[test]
+    fn updates_inherit_what_they_leave_out() {
+        let old = json!({"spec": {"type": "NodePort", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"],
+            "ports": [{"port": 80, "nodePort": 30001}, {"port": 81, "nodePort": 30002}]}});
+        let mut new = json!({"spec": {"type": "NodePort", "ports": [{"port": 80}, {"port": 81, "nodePort": 30009}, {"port": 82}]}});
+        services().inherit(&mut new, &old);
+        assert_eq!(new["spec"]["clusterIP"], "10.96.0.7");
+        let ports: Vec<_> = new["spec"]["ports"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|p| p["nodePort"].as_u64())
+            .collect();
+        assert_eq!(ports, [Some(30001), Some(30009), None]);
+        let mut external = json!({"spec": {"type": "ExternalName"}});
+        services().inherit(&mut external, &old);
+        assert!(external["spec"]["clusterIP"].is_null());
+    }
+}
