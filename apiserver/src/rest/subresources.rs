@@ -16,7 +16,7 @@ use super::respond::{document, warn};
 use super::{Exchange, connect, eviction, objects};
 use crate::body::{self, Reply};
 use crate::negotiate::{Accept, content_type, media};
-use crate::registry::Target;
+use crate::registry::{Call, Target};
 use crate::registry::decode;
 use crate::registry::table::Served;
 
@@ -70,8 +70,14 @@ pub async fn handle(
             let Some(issuer) = &exchange.server.issuer else {
                 return Err(Status::unknown_path());
             };
-            let token_request = sent(&exchange, request.into_body()).await?;
+            let mut token_request = sent(&exchange, request.into_body()).await?;
             let registry = &exchange.server.registry;
+            // A kubelet gets tokens for its own pods only.
+            let target = Target::new(&served, &info.namespace, &info.name).subresource("token");
+            let mut call = Call::by(&exchange.user);
+            registry
+                .admit_connect(target, &mut call, &mut token_request)
+                .await?;
             created(
                 issuer
                     .request(registry, &info.namespace, &info.name, token_request)
