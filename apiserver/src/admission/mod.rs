@@ -6,6 +6,7 @@
 mod limit_ranger;
 mod namespace;
 mod node_restriction;
+mod pod_security;
 mod quota;
 mod service_account;
 mod small;
@@ -126,6 +127,7 @@ pub fn chain(enable: &[String], disable: &[String], guards: Vec<Box<dyn Plugin>>
         Box::new(service_account::ServiceAccount),
         Box::new(node_restriction::NodeRestriction),
         Box::new(small::TaintNodesByCondition),
+        Box::new(pod_security::PodSecurity),
         Box::new(small::Priority),
         Box::new(small::DefaultTolerationSeconds),
         Box::new(small::STORAGE_CLASS),
