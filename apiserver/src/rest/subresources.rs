@@ -16,9 +16,9 @@ use super::respond::{document, warn};
 use super::{Exchange, connect, eviction, objects};
 use crate::body::{self, Reply};
 use crate::negotiate::{Accept, content_type, media};
-use crate::registry::{Call, Target};
 use crate::registry::decode;
 use crate::registry::table::Served;
+use crate::registry::{Call, Target};
 
 pub async fn handle(
     exchange: Exchange,
