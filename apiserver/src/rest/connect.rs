@@ -1,19 +1,538 @@
 //! Connections to what runs on a node: log, exec, attach, port-forward and the proxies.
+//!
+//! Each is a request to the node's kubelet, or to a pod's own address, that is passed through. What is decided here is
+//! only where it goes.
 
+use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use apimachinery::object;
+use apimachinery::selector::LabelSelector;
 use apimachinery::status::{Result, Status};
-use http::Request;
+use http::header::{HeaderValue, LOCATION};
+use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
+use rand::Rng;
+use serde_json::{Value, json};
 
-use super::Exchange;
-use crate::body::Reply;
+use super::{Exchange, text};
+use crate::body::{Body, Reply};
+use crate::cache::Selection;
+use crate::kubelet::{Endpoint, Kind, is_upgrade};
+use crate::query::Query;
 use crate::registry::table::Served;
+use crate::registry::{Call, Target};
 
 pub async fn handle(
-    _exchange: Exchange,
-    _served: Arc<Served>,
-    _request: Request<Incoming>,
+    exchange: Exchange,
+    served: Arc<Served>,
+    request: Request<Incoming>,
 ) -> Result<Reply> {
-    Err(Status::unknown_path())
+    let info = &exchange.info;
+    if info.subresource != "proxy" && info.parts.len() > 3 {
+        return Err(Status::unknown_path());
+    }
+    match (info.subresource.as_str(), &exchange.method) {
+        ("proxy", _) | ("log", &Method::GET) => {}
+        ("exec" | "attach" | "portforward", &Method::GET | &Method::POST) => {}
+        _ => return Err(Status::method_not_allowed()),
+    }
+    admit(&exchange, &served).await?;
+    match (served.resource.plural.as_ref(), info.subresource.as_str()) {
+        ("pods", "log") => log(&exchange, request).await,
+        ("pods", "exec" | "attach" | "portforward") => session(&exchange, request).await,
+        (_, "proxy") => proxy(&exchange, &served, request).await,
+        _ => Err(Status::unknown_path()),
+    }
+}
+
+async fn admit(exchange: &Exchange, served: &Arc<Served>) -> Result<()> {
+    let mut options = json!({});
+    for (name, value) in exchange.query.iter() {
+        options[name] = value.into();
+    }
+    let mut call = Call::by(&exchange.user);
+    let target = Target::new(served, &exchange.info.namespace, &exchange.info.name)
+        .subresource(&exchange.info.subresource);
+    exchange
+        .server
+        .registry
+        .admit_connect(target, &mut call, &mut options)
+        .await
+}
+
+async fn pod(exchange: &Exchange) -> Result<Value> {
+    let info = &exchange.info;
+    Ok(exchange
+        .server
+        .registry
+        .get("", "pods", &info.namespace, &info.name)
+        .await?
+        .value())
+}
+
+/// The container asked for, or the only one.
+fn container(pod: &Value, asked: &str) -> Result<String> {
+    let names = |list: &str| -> Vec<String> {
+        let all = pod["spec"][list].as_array().into_iter().flatten();
+        all.filter_map(|c| c["name"].as_str())
+            .map(ToOwned::to_owned)
+            .collect()
+    };
+    let (containers, init) = (names("containers"), names("initContainers"));
+    let pod = object::name(pod);
+    if !asked.is_empty() {
+        let known = containers.iter().chain(&init).any(|name| name == asked);
+        let ephemeral = || {
+            names("ephemeralContainers")
+                .iter()
+                .any(|name| name == asked)
+        };
+        return match known || ephemeral() {
+            true => Ok(asked.to_owned()),
+            false => Err(Status::bad_request(format!(
+                "container {asked} is not valid for pod {pod}"
+            ))),
+        };
+    }
+    match containers.as_slice() {
+        [only] => Ok(only.clone()),
+        [] => Err(Status::bad_request(format!(
+            "a container name must be specified for pod {pod}"
+        ))),
+        several => {
+            let mut why = format!(
+                "a container name must be specified for pod {pod}, choose one of: [{}]",
+                several.join(" ")
+            );
+            if !init.is_empty() {
+                // A String takes every write.
+                let _ = write!(why, " or one of the init containers: [{}]", init.join(" "));
+            }
+            Err(Status::bad_request(why))
+        }
+    }
+}
+
+async fn log(exchange: &Exchange, request: Request<Incoming>) -> Result<Reply> {
+    let pod = pod(exchange).await?;
+    let query = &exchange.query;
+    for name in ["tailLines", "sinceSeconds", "limitBytes"] {
+        if query
+            .integer(name)?
+            .is_some_and(|number| number < i64::from(name != "tailLines"))
+        {
+            return Err(Status::bad_request(format!(
+                "{name} must be greater than or equal to 0"
+            )));
+        }
+    }
+    let container = container(&pod, query.get("container").unwrap_or_default())?;
+    let Some(node) = pod["spec"]["nodeName"]
+        .as_str()
+        .filter(|node| !node.is_empty())
+    else {
+        // Nothing has run yet, so there is nothing to read.
+        return Ok(text(StatusCode::OK, Body::empty()));
+    };
+    let mut passed = String::new();
+    for name in [
+        "follow",
+        "previous",
+        "timestamps",
+        "sinceSeconds",
+        "sinceTime",
+        "tailLines",
+        "limitBytes",
+        "stream",
+    ] {
+        if let Some(value) = query.get(name) {
+            append(&mut passed, name, value);
+        }
+    }
+    let path = format!(
+        "/containerLogs/{}/{}/{}",
+        object::namespace(&pod),
+        object::name(&pod),
+        container
+    );
+    to_kubelet(exchange, node, &path, &passed, request).await
+}
+
+async fn session(exchange: &Exchange, request: Request<Incoming>) -> Result<Reply> {
+    let pod = pod(exchange).await?;
+    let name = object::name(&pod);
+    let Some(node) = pod["spec"]["nodeName"]
+        .as_str()
+        .filter(|node| !node.is_empty())
+    else {
+        return Err(Status::bad_request(format!(
+            "pod {name} does not have a host assigned"
+        )));
+    };
+    if !is_upgrade(request.headers()) {
+        return Err(Status::bad_request("Upgrade request required"));
+    }
+    let query = &exchange.query;
+    let namespace = object::namespace(&pod);
+    let mut passed = String::new();
+    let path = if exchange.info.subresource == "portforward" {
+        query
+            .all("ports")
+            .for_each(|ports| append(&mut passed, "ports", ports));
+        format!("/portForward/{namespace}/{name}")
+    } else {
+        let container = container(&pod, query.get("container").unwrap_or_default())?;
+        streams(query, &exchange.info.subresource, &mut passed)?;
+        format!(
+            "/{}/{namespace}/{name}/{container}",
+            exchange.info.subresource
+        )
+    };
+    to_kubelet(exchange, node, &path, &passed, request).await
+}
+
+/// The streams and command of an exec or attach, under the names that kubelets know.
+fn streams(query: &Query, subresource: &str, passed: &mut String) -> Result<()> {
+    let mut any = false;
+    // Kubernetes attaches output unless told otherwise; exec starts with nothing.
+    let by_default = |name: &str| subresource == "attach" && name != "stdin" && name != "tty";
+    for (name, theirs) in [
+        ("stdin", "input"),
+        ("stdout", "output"),
+        ("stderr", "error"),
+        ("tty", "tty"),
+    ] {
+        if query
+            .optional_flag(name)
+            .unwrap_or_else(|| by_default(name))
+        {
+            any |= name != "tty";
+            append(passed, theirs, "1");
+        }
+    }
+    if !any {
+        return Err(Status::bad_request(
+            "you must specify at least one of stdin, stdout, stderr",
+        ));
+    }
+    let mut commands = query.all("command").peekable();
+    if subresource == "exec" && commands.peek().is_none() {
+        return Err(Status::bad_request(
+            "you must specify at least 1 command for exec",
+        ));
+    }
+    commands.for_each(|command| append(passed, "command", command));
+    Ok(())
+}
+
+async fn to_kubelet(
+    exchange: &Exchange,
+    node: &str,
+    path: &str,
+    query: &str,
+    request: Request<Incoming>,
+) -> Result<Reply> {
+    let kubelets = &exchange.server.kubelets;
+    let endpoint = kubelets.endpoint(&exchange.server.registry, node).await?;
+    let target = if query.is_empty() {
+        path.to_owned()
+    } else {
+        format!("{path}?{query}")
+    };
+    kubelets.forward(&endpoint, &target, request).await
+}
+
+fn append(query: &mut String, name: &str, value: &str) {
+    if !query.is_empty() {
+        query.push('&');
+    }
+    query.push_str(name);
+    query.push('=');
+    for byte in value.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                query.push(char::from(byte))
+            }
+            // A String takes every write.
+            _ => drop(write!(query, "%{byte:02X}")),
+        }
+    }
+}
+
+/// `[scheme:]name[:port]`, as proxy paths name their ends.
+#[derive(Debug, PartialEq)]
+struct Named<'a> {
+    tls: bool,
+    name: &'a str,
+    port: &'a str,
+}
+
+fn named(text: &str) -> Option<Named<'_>> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let (scheme, name, port) = match *parts.as_slice() {
+        [name] => ("", name, ""),
+        [name, port] => ("", name, port),
+        [scheme, name, port] => (scheme, name, port),
+        _ => return None,
+    };
+    (matches!(scheme, "" | "http" | "https") && !name.is_empty()).then_some(Named {
+        tls: scheme == "https",
+        name,
+        port,
+    })
+}
+
+async fn proxy(exchange: &Exchange, served: &Served, request: Request<Incoming>) -> Result<Reply> {
+    let info = &exchange.info;
+    let path = info.proxy_path();
+    if path.is_empty()
+        && !is_upgrade(request.headers())
+        && matches!(exchange.method, Method::GET | Method::HEAD)
+    {
+        return Ok(with_slash(request.uri()));
+    }
+    let invalid =
+        || Status::bad_request(format!("invalid {} request {:?}", info.resource, info.name));
+    let named = named(&info.name).ok_or_else(invalid)?;
+    let endpoint = match served.resource.plural.as_ref() {
+        "pods" => pod_endpoint(exchange, &named).await?,
+        "services" => service_endpoint(exchange, &named).await?,
+        _ => {
+            let endpoint = exchange
+                .server
+                .kubelets
+                .endpoint(&exchange.server.registry, named.name)
+                .await?;
+            match named.port {
+                "" => endpoint,
+                port => Endpoint {
+                    address: SocketAddr::new(
+                        endpoint.address.ip(),
+                        port.parse().map_err(|_| invalid())?,
+                    ),
+                    ..endpoint
+                },
+            }
+        }
+    };
+    let target = target(request.uri(), &info.path, &path);
+    exchange
+        .server
+        .kubelets
+        .forward(&endpoint, &target, request)
+        .await
+}
+
+/// The rest of the path as it was sent, escapes included, with its query.
+fn target(uri: &http::Uri, decoded: &str, path: &str) -> String {
+    let raw = uri.path();
+    let rest = match raw == decoded {
+        true => path.to_owned(),
+        false => raw
+            .split_once("/proxy")
+            .map_or_else(|| path.to_owned(), |(_, rest)| rest.to_owned()),
+    };
+    let rest = if rest.is_empty() {
+        "/".to_owned()
+    } else {
+        rest
+    };
+    uri.query()
+        .map_or_else(|| rest.clone(), |query| format!("{rest}?{query}"))
+}
+
+/// Relative links of a page only work below a path that ends with a slash.
+fn with_slash(uri: &http::Uri) -> Reply {
+    let mut location = format!("{}/", uri.path());
+    if let Some(query) = uri.query() {
+        location = format!("{location}?{query}");
+    }
+    let mut response = text(StatusCode::MOVED_PERMANENTLY, Body::empty());
+    if let Ok(location) = HeaderValue::from_str(&location) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
+}
+
+fn kind(tls: bool) -> Kind {
+    if tls { Kind::Tls } else { Kind::Plain }
+}
+
+async fn pod_endpoint(exchange: &Exchange, named: &Named<'_>) -> Result<Endpoint> {
+    let registry = &exchange.server.registry;
+    let pod = registry
+        .get("", "pods", &exchange.info.namespace, named.name)
+        .await?
+        .value();
+    let ip: Option<IpAddr> = pod["status"]["podIP"]
+        .as_str()
+        .and_then(|ip| ip.parse().ok());
+    let Some(ip) = ip else {
+        return Err(Status::bad_request("address not allowed"));
+    };
+    let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
+    let mut ports = containers.flat_map(|c| c["ports"].as_array().into_iter().flatten());
+    let port = match named.port {
+        "" => ports
+            .next()
+            .and_then(|port| port["containerPort"].as_u64())
+            .unwrap_or(80),
+        name => match name.parse() {
+            Ok(number) => number,
+            Err(_) => ports
+                .find(|port| port["name"] == name)
+                .and_then(|port| port["containerPort"].as_u64())
+                .ok_or_else(|| {
+                    Status::service_unavailable(format!("no port {name:?} in pod {:?}", named.name))
+                })?,
+        },
+    };
+    let port =
+        u16::try_from(port).map_err(|_| Status::bad_request(format!("invalid port {port}")))?;
+    Ok(Endpoint {
+        kind: kind(named.tls),
+        address: SocketAddr::new(ip, port),
+    })
+}
+
+async fn service_endpoint(exchange: &Exchange, named: &Named<'_>) -> Result<Endpoint> {
+    let registry = &exchange.server.registry;
+    let namespace = &exchange.info.namespace;
+    let service = registry
+        .get("", "services", namespace, named.name)
+        .await?
+        .value();
+    let none = || {
+        Status::service_unavailable(format!(
+            "no endpoints available for service {:?}",
+            named.name
+        ))
+    };
+    let ports = service["spec"]["ports"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let port = match (named.port, ports.as_slice()) {
+        ("", [only]) => Some(only),
+        ("", several) => several
+            .iter()
+            .find(|port| port["name"].as_str().is_none_or(str::is_empty)),
+        (wanted, several) => several.iter().find(|port| {
+            port["name"] == wanted
+                || port["port"]
+                    .as_u64()
+                    .is_some_and(|n| n.to_string() == wanted)
+        }),
+    };
+    let port_name = port.ok_or_else(none)?["name"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    let label = format!("kubernetes.io/service-name={}", named.name);
+    let labels = LabelSelector::parse(&label).map_err(Status::bad_request)?;
+    let selection = Selection::namespaced(namespace).with_labels(labels);
+    let slices = registry
+        .list("discovery.k8s.io", "endpointslices", &selection)
+        .await?;
+    let mut found: Vec<SocketAddr> = slices
+        .iter()
+        .flat_map(|slice| ready(&slice.value(), &port_name))
+        .collect();
+    if found.is_empty() {
+        return Err(none());
+    }
+    let address = found.swap_remove(rand::rng().random_range(0..found.len()));
+    Ok(Endpoint {
+        kind: kind(named.tls),
+        address,
+    })
+}
+
+/// The ready addresses of an EndpointSlice for a port.
+fn ready(slice: &Value, port_name: &str) -> Vec<SocketAddr> {
+    let ports = slice["ports"].as_array().into_iter().flatten();
+    let port = ports
+        .filter(|port| port["name"].as_str().unwrap_or_default() == port_name)
+        .find_map(|port| u16::try_from(port["port"].as_u64()?).ok());
+    let Some(port) = port else { return Vec::new() };
+    let endpoints = slice["endpoints"].as_array().into_iter().flatten();
+    endpoints
+        .filter(|endpoint| endpoint["conditions"]["ready"] != false)
+        .filter_map(|endpoint| endpoint["addresses"][0].as_str()?.parse().ok())
+        .map(|ip| SocketAddr::new(ip, port))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn containers_are_found_or_asked_for() {
+        let pod = json!({"metadata": {"name": "p"}, "spec": {
+            "containers": [{"name": "a"}, {"name": "b"}], "initContainers": [{"name": "i"}]}});
+        assert_eq!(container(&pod, "b").unwrap(), "b");
+        assert_eq!(container(&pod, "i").unwrap(), "i");
+        assert_eq!(
+            container(&pod, "x").unwrap_err().message,
+            "container x is not valid for pod p"
+        );
+        assert_eq!(
+            container(&pod, "").unwrap_err().message,
+            "a container name must be specified for pod p, choose one of: [a b] or one of the init containers: [i]"
+        );
+        assert_eq!(
+            container(&json!({"spec": {"containers": [{"name": "a"}]}}), "").unwrap(),
+            "a"
+        );
+    }
+
+    #[test]
+    fn streams_get_the_kubelets_names() {
+        let mut passed = String::new();
+        streams(
+            &Query::parse("stdin=true&stdout=1&command=sh&command=-c+x&tty=0"),
+            "exec",
+            &mut passed,
+        )
+        .unwrap();
+        assert_eq!(passed, "input=1&output=1&command=sh&command=-c%20x");
+        assert!(streams(&Query::parse("command=x"), "exec", &mut String::new()).is_err());
+        assert!(streams(&Query::parse("stdout=1"), "exec", &mut String::new()).is_err());
+    }
+
+    #[test]
+    fn proxied_names() {
+        assert_eq!(
+            named("https:web:443"),
+            Some(Named {
+                tls: true,
+                name: "web",
+                port: "443"
+            })
+        );
+        assert_eq!(
+            named("web"),
+            Some(Named {
+                tls: false,
+                name: "web",
+                port: ""
+            })
+        );
+        assert_eq!(named("a:b:c:d"), None);
+        assert_eq!(named("ftp:web:1"), None);
+    }
+
+    #[test]
+    fn ready_endpoints() {
+        let slice = json!({"ports": [{"name": "http", "port": 80}], "endpoints": [
+            {"addresses": ["10.0.0.1"], "conditions": {"ready": true}},
+            {"addresses": ["10.0.0.2"], "conditions": {"ready": false}},
+            {"addresses": ["10.0.0.3"]},
+        ]});
+        assert_eq!(ready(&slice, "http").len(), 2);
+        assert!(ready(&slice, "").is_empty());
+    }
 }

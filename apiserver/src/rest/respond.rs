@@ -4,6 +4,7 @@ use std::io::Write;
 
 use apimachinery::resource::Resource;
 use apimachinery::status::{Result, Status};
+use apimachinery::table::{self, Include};
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -179,8 +180,9 @@ impl Presenter<'_> {
         )
     }
 
-    /// An object in the shape of the request, as JSON: also what a watch event carries.
-    pub fn shaped(&self, object: &Object) -> Result<Bytes> {
+    /// An object in the shape of the request, as JSON: also what a watch event carries. A table's columns are only
+    /// in a watch's first event.
+    pub fn shaped(&self, object: &Object, columns: bool) -> Result<Bytes> {
         Ok(match self.accept.shape {
             Shape::Plain | Shape::PartialList => self.bytes(object)?,
             Shape::Partial => {
@@ -191,7 +193,10 @@ impl Presenter<'_> {
             Shape::Table => {
                 let mut out = Vec::new();
                 let metadata = json!({"resourceVersion": object.revision.to_string()});
-                write_json(&mut out, &self.table(&[self.value(object)?], metadata)?);
+                write_json(
+                    &mut out,
+                    &self.table(&[self.value(object)?], metadata, columns)?,
+                );
                 out.into()
             }
         })
@@ -199,7 +204,7 @@ impl Presenter<'_> {
 
     /// The answer to a get or a write.
     pub fn object(&self, code: StatusCode, object: &Object) -> Result<Reply> {
-        let bytes = self.shaped(object)?;
+        let bytes = self.shaped(object, true)?;
         let response = match self.accept.format {
             Format::Json => reply(code, "application/json", bytes),
             format => {
@@ -226,7 +231,7 @@ impl Presenter<'_> {
                     .iter()
                     .map(|object| self.value(object))
                     .collect::<Result<Vec<_>>>()?;
-                let table = self.table(&values, metadata)?;
+                let table = self.table(&values, metadata, true)?;
                 return Ok(compress(
                     document(StatusCode::OK, &table, self.accept),
                     self.gzip,
@@ -332,40 +337,25 @@ impl Presenter<'_> {
     }
 
     /// Rows with the columns of the kind. `includeObject` says what of the objects comes along.
-    pub fn table(&self, objects: &[Value], metadata: Value) -> Result<Value> {
-        let include = match self.query.get("includeObject") {
-            None | Some("" | "Metadata") => Include::Metadata,
-            Some("None") => Include::None,
-            Some("Object") => Include::Object,
-            Some(other) => {
-                return Err(Status::bad_request(format!(
-                    "unrecognized includeObject value: {other:?} is not None, Metadata or Object"
-                )));
-            }
-        };
-        let mut table = table(&self.served.resource, objects);
-        table["metadata"] = metadata;
-        for (row, object) in table["rows"]
-            .as_array_mut()
-            .into_iter()
-            .flatten()
-            .zip(objects)
-        {
-            match include {
-                Include::None => {}
-                Include::Metadata => row["object"] = partial(object),
-                Include::Object => row["object"] = object.clone(),
-            }
-        }
-        Ok(table)
+    pub fn table(&self, objects: &[Value], metadata: Value, with_columns: bool) -> Result<Value> {
+        let asked = self.query.get("includeObject").unwrap_or_default();
+        let include = Include::parse(asked).ok_or_else(|| {
+            Status::bad_request(format!(
+                "unrecognized includeObject value: {asked:?} is not None, Metadata or Object"
+            ))
+        })?;
+        let now = jiff::Timestamp::now();
+        let rows = objects
+            .iter()
+            .map(|object| table::row(&self.served.resource, object, include, now))
+            .collect();
+        Ok(table::table(
+            &self.served.resource,
+            rows,
+            metadata,
+            with_columns,
+        ))
     }
-}
-
-#[derive(Clone, Copy)]
-enum Include {
-    None,
-    Metadata,
-    Object,
 }
 
 fn join(mut head: Vec<u8>, items: &[Bytes], length: usize) -> Vec<u8> {
@@ -394,13 +384,14 @@ pub fn bookmark(resource: &Resource, accept: Accept, revision: u64, initial_end:
     }
     match accept.shape {
         Shape::Table => {
-            let mut table = table(resource, &[]);
-            table["metadata"] = json!({"resourceVersion": revision.to_string()});
-            if initial_end {
-                let object = json!({"kind": resource.kind, "apiVersion": resource.api_version(), "metadata": metadata});
-                table["rows"] = json!([{"cells": [], "object": object}]);
-            }
-            table
+            let place = json!({"resourceVersion": revision.to_string()});
+            let object = json!({"kind": resource.kind, "apiVersion": resource.api_version(), "metadata": metadata});
+            let rows = if initial_end {
+                vec![json!({"cells": [], "object": object})]
+            } else {
+                Vec::new()
+            };
+            table::table(resource, rows, place, false)
         }
         Shape::Partial | Shape::PartialList => {
             json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
@@ -409,21 +400,4 @@ pub fn bookmark(resource: &Resource, accept: Accept, revision: u64, initial_end:
             json!({"kind": resource.kind, "apiVersion": resource.api_version(), "metadata": metadata})
         }
     }
-}
-
-fn table(resource: &Resource, objects: &[Value]) -> Value {
-    let rows: Vec<Value> = objects
-        .iter()
-        .map(|object| {
-            let age = apimachinery::time::age(
-                apimachinery::object::creation_timestamp(object),
-                jiff::Timestamp::now(),
-            );
-            json!({"cells": [apimachinery::object::name(object), age]})
-        })
-        .collect();
-    let column = |name: &str, format: &str| json!({"name": name, "type": "string", "format": format, "description": "", "priority": 0});
-    let _ = resource;
-    json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {},
-        "columnDefinitions": [column("Name", "name"), column("Age", "")], "rows": rows})
 }

@@ -116,6 +116,8 @@ struct Watcher {
     deadline: Instant,
     next_bookmark: Instant,
     ended: bool,
+    /// An event has been sent.
+    begun: bool,
 }
 
 impl Watcher {
@@ -146,6 +148,7 @@ impl Watcher {
             deadline: now + Duration::from_secs(seconds),
             next_bookmark: now + BOOKMARK_EVERY,
             ended: false,
+            begun: false,
         }
     }
 
@@ -210,7 +213,8 @@ impl Watcher {
         Some(out.into())
     }
 
-    fn write(&self, out: &mut Vec<u8>, change: &Change) {
+    fn write(&mut self, out: &mut Vec<u8>, change: &Change) {
+        let first = !std::mem::replace(&mut self.begun, true);
         let kind = match change.kind {
             ChangeKind::Added => "ADDED",
             ChangeKind::Modified => "MODIFIED",
@@ -222,7 +226,7 @@ impl Watcher {
             query: &self.query,
             gzip: false,
         };
-        match presenter.shaped(&change.object) {
+        match presenter.shaped(&change.object, first) {
             Ok(bytes) => {
                 out.reserve(bytes.len() + 40);
                 out.extend_from_slice(b"{\"type\":\"");

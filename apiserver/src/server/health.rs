@@ -39,6 +39,12 @@ impl Health {
         }
     }
 
+    /// Whether a path is one of the three endpoints.
+    #[must_use]
+    pub fn is_path(path: &str) -> bool {
+        matches!(path, "/livez" | "/readyz" | "/healthz")
+    }
+
     pub fn hook_done(&self, name: &str) {
         self.pending.lock().remove(name);
     }
