@@ -271,6 +271,10 @@ fn document(full: &str, definition: &Value, overlay: &Overlay, packages: &[Packa
                 [{"type": "integer"}, {"type": "string"}]}),
         };
     }
+    // A value that may be one thing or another is only described.
+    if definition["oneOf"].is_array() {
+        document = json!({ "description": definition["description"] });
+    }
     for (field, schema) in document["properties"].as_object_mut().into_iter().flatten() {
         extend(schema, notes.and_then(|n| n.get(field)));
     }

@@ -9,16 +9,21 @@
 //!
 //! - [`object`] reads and writes the fields that all objects share; [`names`], [`time`] and [`quantity`] are the
 //!   small formats inside them;
+//! - [`decode`] turns bytes into documents, [`patch`] changes them, [`convert`] takes the few kinds that have two
+//!   shapes from one to the other, [`validation`] checks metadata;
 //! - [`status`] is the error of the whole API layer, [`field`] the list of field errors inside an "Invalid" one;
-//! - [`selector`] holds label and field selectors; [`patch`] the patch formats.
+//! - [`selector`] holds label and field selectors;
+//! - [`discovery`], [`openapi`] and [`table`] are the documents in which a server tells clients what it has.
 //!
 //! Nothing here does I/O, reads a clock or is async. The rules and messages follow Kubernetes 1.36.
 
+pub mod convert;
 pub mod decode;
 pub mod discovery;
 pub mod field;
 pub mod names;
 pub mod object;
+pub mod openapi;
 pub mod patch;
 pub mod quantity;
 pub mod resource;

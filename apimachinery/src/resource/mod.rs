@@ -176,7 +176,7 @@ pub struct Resource {
     /// `/registry/deployments`, without a slash at the end. Empty when nothing is stored. Two versions, or groups, of
     /// the same objects share it.
     pub storage_prefix: Text,
-    /// Whether objects are stored in this version; the others are converted on the way.
+    /// Whether objects are stored in this version; the others are converted ([`crate::convert`]).
     pub storage_version: bool,
     /// What `kubectl get` shows.
     pub columns: Vec<Column>,
