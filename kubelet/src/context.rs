@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use client::{EventType, Recorder};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
@@ -29,7 +30,44 @@ pub struct RuntimeState {
 }
 
 /// Which worker to wake for a container id.
-pub type Routes = Mutex<HashMap<String, mpsc::UnboundedSender<Message>>>;
+#[derive(Default)]
+pub struct Routes {
+    to: HashMap<String, mpsc::UnboundedSender<Message>>,
+    /// Ends of containers that no worker knows yet: a short one may be over before its start has been told.
+    early: HashMap<String, Instant>,
+}
+
+/// How long an early end waits for its container's worker.
+const EARLY: Duration = Duration::from_secs(30);
+
+impl Routes {
+    /// Passes on that a container has ended.
+    pub fn exited(&mut self, id: String) {
+        match self.to.get(&id) {
+            // A worker that has just ended needs no news.
+            Some(to) => drop(to.send(Message::Exited(id))),
+            None => {
+                self.early.retain(|_, at| at.elapsed() < EARLY);
+                self.early.insert(id, Instant::now());
+            }
+        }
+    }
+
+    /// Sets the ids that belong to a worker; those of them that have ended early are returned.
+    pub fn set<'a>(
+        &mut self,
+        worker: &mpsc::UnboundedSender<Message>,
+        ids: impl Iterator<Item = &'a String>,
+    ) -> Vec<String> {
+        self.to.retain(|_, to| !to.same_channel(worker));
+        let mut early = Vec::new();
+        for id in ids {
+            self.to.insert(id.clone(), worker.clone());
+            early.extend(self.early.remove(id).map(|_| id.clone()));
+        }
+        early
+    }
+}
 
 pub struct Node {
     pub flags: Flags,
@@ -42,7 +80,7 @@ pub struct Node {
     pub services: client::Informer<Service>,
     pub cgroups: Cgroups,
     pub dns: DnsFacts,
-    pub routes: Routes,
+    pub routes: Mutex<Routes>,
     pub tokens: Tokens,
     pub state: watch::Sender<RuntimeState>,
     /// Bytes of memory that the node has, and its cpu in thousandths.

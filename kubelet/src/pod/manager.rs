@@ -143,12 +143,7 @@ impl Manager {
 
     async fn on_runtime(&mut self, event: RuntimeEvent) {
         match event {
-            RuntimeEvent::Exited(id) => {
-                let to = self.node.routes.lock().get(&id).cloned();
-                if let Some(to) = to {
-                    let _ = to.send(Message::Exited(id));
-                }
-            }
+            RuntimeEvent::Exited(id) => self.node.routes.lock().exited(id),
             RuntimeEvent::Connected | RuntimeEvent::Relist => {
                 self.look_everywhere();
                 self.sweep().await;

@@ -34,10 +34,39 @@ pub fn status_patch(pod: &Pod, status: &PodStatus) -> Option<Value> {
         .filter(|(k, v)| before.get(*k) != Some(v))
         .map(|(k, v)| (k.clone(), v.clone()))
         .collect();
+    if let Some(Value::Array(list)) = changed.get_mut("conditions") {
+        *list = changed_conditions(before.get("conditions"), list);
+    }
     for key in before.keys().filter(|k| !after.contains_key(*k)) {
         changed.insert(key.clone(), Value::Null);
     }
     (!changed.is_empty()).then(|| json!({"metadata": {"uid": model::uid(pod)}, "status": changed}))
+}
+
+/// Conditions are merged by their type, so only those that differ are sent, with a null for
+/// every field that has gone.
+fn changed_conditions(before: Option<&Value>, after: &[Value]) -> Vec<Value> {
+    let known = before
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let old = |c: &Value| known.iter().find(|k| k["type"] == c["type"]);
+    let differing = after.iter().filter(|c| old(c) != Some(*c));
+    differing
+        .map(|c| {
+            let mut patch = c.clone();
+            for key in old(c)
+                .and_then(Value::as_object)
+                .into_iter()
+                .flat_map(|o| o.keys())
+            {
+                if c.get(key).is_none() {
+                    patch[key.as_str()] = Value::Null;
+                }
+            }
+            patch
+        })
+        .collect()
 }
 
 /// The pod as the API has it now, or `None` if it is gone.
@@ -104,6 +133,18 @@ mod tests {
         assert_eq!(
             patch,
             json!({"metadata": {"uid": "u"}, "status": {"phase": "Running", "podIPs": [{"$patch": "replace"}, {"ip": "2"}], "reason": null}})
+        );
+    }
+    #[test]
+    fn conditions_lose_what_they_no_longer_have() {
+        let before = json!([{"type": "A", "status": "False", "reason": "x"}, {"type": "B", "status": "True"}]);
+        let after = [
+            json!({"type": "A", "status": "True"}),
+            json!({"type": "B", "status": "True"}),
+        ];
+        assert_eq!(
+            changed_conditions(Some(&before), &after),
+            [json!({"type": "A", "status": "True", "reason": null})]
         );
     }
 }

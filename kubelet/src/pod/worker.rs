@@ -80,6 +80,8 @@ pub struct Worker {
     refreshing: bool,
     publishing: bool,
     publish_failure: Option<Backoff>,
+    /// The last status patch that was sent.
+    published: Option<serde_json::Value>,
     ops: JoinSet<Outcome>,
     cancel: CancellationToken,
     probes: HashMap<String, Probes>,
@@ -109,6 +111,7 @@ pub fn spawn(
         refreshing: false,
         publishing: false,
         publish_failure: None,
+        published: None,
         ops: JoinSet::new(),
         cancel: CancellationToken::new(),
         probes: HashMap::new(),
@@ -137,7 +140,7 @@ impl Worker {
         self.node
             .routes
             .lock()
-            .retain(|_, to| !to.same_channel(&self.handle));
+            .set(&self.handle, std::iter::empty());
         self.node
             .objects
             .follow(model::uid(&self.pod), &HashSet::new());
@@ -154,16 +157,16 @@ impl Worker {
             }
         }
         self.stale = false;
-        let mut routes = self.node.routes.lock();
-        routes.retain(|_, to| !to.same_channel(&self.handle));
         let ids = self
             .view
             .sandboxes
             .iter()
             .map(|s| &s.id)
             .chain(self.view.containers.iter().map(|c| &c.id));
-        routes.extend(ids.map(|id| (id.clone(), self.handle.clone())));
-        drop(routes);
+        let early = self.node.routes.lock().set(&self.handle, ids);
+        let until = Instant::now() + Duration::from_secs(2);
+        self.expected
+            .extend(early.into_iter().map(|id| (id, until)));
         let view = &self.view;
         let still = |id: &str| {
             view.containers
@@ -535,7 +538,7 @@ impl Worker {
                 self.memory.volumes_ready = false;
                 self.torn(result, now);
             }
-            Outcome::Published(result) => self.published(result, now),
+            Outcome::Published(result) => self.was_published(result, now),
             Outcome::Deleted(result) => {
                 self.memory.teardown = false;
                 // The watch tells when the object is gone; until then, or after an error, wait before asking again.
@@ -636,6 +639,21 @@ impl Worker {
             return Some(wait.until());
         }
         let patch = publish::status_patch(&self.pod, &status)?;
+        // What the API server does not take as it is must not be sent over and over.
+        let repeated = self
+            .published
+            .replace(patch.clone())
+            .is_some_and(|last| last == patch);
+        if repeated {
+            let wait = Backoff {
+                delay: SignedDuration::from_secs(10),
+                since: now,
+            };
+            if self.publish_failure.replace(wait).is_none() {
+                return Some(wait.until());
+            }
+        }
+        tracing::debug!(pod = model::name(&self.pod), %patch, "status");
         self.publishing = true;
         let (node, pod) = (self.node.clone(), self.pod.clone());
         self.ops
@@ -643,7 +661,7 @@ impl Worker {
         None
     }
 
-    fn published(&mut self, result: Result<Option<Box<Pod>>, kube::Error>, now: Timestamp) {
+    fn was_published(&mut self, result: Result<Option<Box<Pod>>, kube::Error>, now: Timestamp) {
         self.publishing = false;
         match result {
             Ok(Some(pod)) if pod.metadata.uid == self.pod.metadata.uid => {
