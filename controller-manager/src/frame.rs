@@ -193,6 +193,12 @@ where
         }
     }
 
+    /// A strategic merge patch of `status`, for kinds whose status several writers share.
+    pub async fn patch_status_strategic(&self, object: &K, status: Value) -> Result<()> {
+        let patch = guard(object, json!({"status": status}), false);
+        self.send(object, Patch::Strategic(patch), true).await
+    }
+
     async fn send(&self, object: &K, patch: Patch<Value>, status: bool) -> Result<()> {
         let meta = object.meta();
         let (namespace, name) = (

@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use client::{CancellationToken, Informer};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Container, Endpoints, Namespace, Node, Pod, Service, ServiceAccount,
 };
@@ -45,6 +46,8 @@ informers! {
     deployments: Deployment = |b| b.trim(|d| trim_applied(&mut d.metadata)), |c, ns| Api::namespaced(c, ns);
     nodes: Node = |b| b.trim(trim_node), |c, _| Api::all(c);
     namespaces: Namespace = |b| b.trim(|n| trim_applied(&mut n.metadata)), |c, _| Api::all(c);
+    /// Only those in `kube-node-lease`.
+    node_leases: Lease = |b| b.fields("metadata.namespace=kube-node-lease"), |c, ns| Api::namespaced(c, ns);
     services: Service = |b| b.trim(|s| trim_applied(&mut s.metadata)), |c, ns| Api::namespaced(c, ns);
     service_accounts: ServiceAccount = |b| b.fields("metadata.name=default"), |c, ns| Api::namespaced(c, ns);
     /// Only those named `kube-root-ca.crt`.

@@ -19,8 +19,11 @@ pub mod endpoints;
 pub mod endpointslice;
 pub mod namespace;
 pub mod nodeipam;
+pub mod nodelifecycle;
+pub mod podgc;
 pub mod replicaset;
 pub mod serviceaccount;
+pub mod tainteviction;
 
 use std::sync::Arc;
 
@@ -45,6 +48,12 @@ pub const CONTROLLERS: &[(&str, Start)] = &[
         Box::pin(namespace::run(c, t))
     }),
     ("node-ipam-controller", |c, t| Box::pin(nodeipam::run(c, t))),
+    ("node-lifecycle-controller", |c, t| {
+        Box::pin(nodelifecycle::run(c, t))
+    }),
+    ("pod-garbage-collector-controller", |c, t| {
+        Box::pin(podgc::run(c, t))
+    }),
     ("replicaset-controller", |c, t| {
         Box::pin(replicaset::run(c, t))
     }),
@@ -53,6 +62,9 @@ pub const CONTROLLERS: &[(&str, Start)] = &[
     }),
     ("serviceaccount-controller", |c, t| {
         Box::pin(serviceaccount::run(c, t))
+    }),
+    ("taint-eviction-controller", |c, t| {
+        Box::pin(tainteviction::run(c, t))
     }),
 ];
 
