@@ -1,10 +1,11 @@
 //! `skiff`: the command that people type.
 //!
 //! It has two halves. [`cluster`] makes whole clusters on this machine and looks after them; everything beneath `skiff cluster` is there.
-//! The verbs that work on a cluster's objects, as kubectl's do, are a module beside it. Both are joined by [`Command`]
+//! [`verbs`] work on a cluster's objects, as kubectl's do. Both are joined by [`Command`]
 //! alone: start reading there.
 
 pub mod cluster;
+pub mod verbs;
 
 use std::process::ExitCode;
 
@@ -14,6 +15,8 @@ use clap::{Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(name = "skiff", version, propagate_version = true)]
 struct Cli {
+    #[command(flatten)]
+    globals: verbs::Globals,
     #[command(subcommand)]
     command: Command,
 }
@@ -21,14 +24,18 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Cluster(cluster::Args),
+    #[command(flatten)]
+    Verb(verbs::Verb),
 }
 
 /// Runs the command line. The two background processes of a cluster stay single-threaded, so each command makes
 /// the runtime that it needs itself.
 pub fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let result = match Cli::parse().command {
+    let cli = Cli::parse();
+    let result = match cli.command {
         Command::Cluster(args) => cluster::run(args),
+        Command::Verb(verb) => return verbs::run(verb, &cli.globals),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
