@@ -260,6 +260,6 @@ pub mod tests {
         assert_eq!(kinds.find("deploy").unwrap().path(Some("a")), "/apis/apps/v1/namespaces/a/deployments");
         assert_eq!(kinds.find("node").unwrap().path(Some("a")), "/api/v1/nodes");
         assert_eq!(kinds.find("deploy").unwrap().object("web"), "deployment.apps/web");
-        assert_eq!(kinds.category("all").len(), 6);
+        assert_eq!(kinds.category("all").len(), 7);
     }
 }

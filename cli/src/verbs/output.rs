@@ -148,7 +148,11 @@ fn write_yaml(value: &Value, indent: usize, out: &mut String) {
         }
         Value::Array(items) => {
             for item in items {
-                *out += &format!("{pad}- ");
+                // The first item of a list in a list stands on the outer one's line.
+                if out.is_empty() || out.ends_with('\n') {
+                    *out += &pad;
+                }
+                *out += "- ";
                 write_yaml(item, indent + 2, out);
             }
         }
