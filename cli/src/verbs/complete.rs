@@ -32,11 +32,14 @@ compdef _skiff skiff
 const FISH: &str = "complete -c skiff -f -a '(skiff __complete -- (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'\n";
 
 pub fn script(args: &Args) {
-    print!("{}", match args.shell.as_str() {
-        "bash" => BASH,
-        "zsh" => ZSH,
-        _ => FISH,
-    });
+    print!(
+        "{}",
+        match args.shell.as_str() {
+            "bash" => BASH,
+            "zsh" => ZSH,
+            _ => FISH,
+        }
+    );
 }
 
 /// What is being completed.
@@ -57,15 +60,22 @@ enum Wanted {
 const ON_PODS: [&str; 4] = ["logs", "exec", "attach", "port-forward"];
 const ON_NODES: [&str; 2] = ["cordon", "uncordon"];
 const WITH_SUBCOMMANDS: [&str; 6] = ["rollout", "top", "config", "set", "auth", "cluster"];
-const ON_KINDS: [&str; 12] =
-    ["get", "describe", "delete", "edit", "label", "annotate", "scale", "patch", "wait", "expose", "rollout", "set"];
+const ON_KINDS: [&str; 12] = [
+    "get", "describe", "delete", "edit", "label", "annotate", "scale", "patch", "wait", "expose",
+    "rollout", "set",
+];
 
 fn wanted(words: &[String]) -> Wanted {
-    let Some((last, before)) = words.split_last() else { return Wanted::Command(vec![]) };
+    let Some((last, before)) = words.split_last() else {
+        return Wanted::Command(vec![]);
+    };
     match before.last().map(String::as_str) {
         Some("-n" | "--namespace") => return Wanted::Namespace,
         Some("--context") => return Wanted::Context,
-        Some("-f" | "--filename" | "-o" | "--output" | "-l" | "--selector" | "-c" | "--container" | "--kubeconfig") => return Wanted::Nothing,
+        Some(
+            "-f" | "--filename" | "-o" | "--output" | "-l" | "--selector" | "-c" | "--container"
+            | "--kubeconfig",
+        ) => return Wanted::Nothing,
         _ => {}
     }
     // Flags and their values are no arguments; of flags with values only these come before arguments often.
@@ -74,23 +84,39 @@ fn wanted(words: &[String]) -> Wanted {
         if skip {
             skip = false;
         } else if word.starts_with('-') {
-            skip = matches!(word.as_str(), "-n" | "--namespace" | "--context" | "--kubeconfig" | "-o" | "-l" | "-f" | "-c");
+            skip = matches!(
+                word.as_str(),
+                "-n" | "--namespace" | "--context" | "--kubeconfig" | "-o" | "-l" | "-f" | "-c"
+            );
         } else {
             arguments.push(word.as_str());
         }
     }
-    let verbs = |count: usize| arguments.iter().take(count).map(|s| (*s).to_owned()).collect();
+    let verbs = |count: usize| {
+        arguments
+            .iter()
+            .take(count)
+            .map(|s| (*s).to_owned())
+            .collect()
+    };
     if last.starts_with('-') {
         return Wanted::Flag(verbs(2));
     }
-    let Some((verb, mut rest)) = arguments.split_first() else { return Wanted::Command(vec![]) };
+    let Some((verb, mut rest)) = arguments.split_first() else {
+        return Wanted::Command(vec![]);
+    };
     if WITH_SUBCOMMANDS.contains(verb) {
-        let Some((sub, more)) = rest.split_first() else { return Wanted::Command(verbs(1)) };
+        let Some((sub, more)) = rest.split_first() else {
+            return Wanted::Command(verbs(1));
+        };
         rest = more;
         match (*verb, *sub) {
             ("top", "pod" | "pods" | "po") => return Wanted::Name("pods".into(), false),
             ("top", _) => return Wanted::Name("nodes".into(), false),
-            ("config", "use-context" | "use" | "delete-context" | "get-contexts" | "set-context") => return Wanted::Context,
+            (
+                "config",
+                "use-context" | "use" | "delete-context" | "get-contexts" | "set-context",
+            ) => return Wanted::Context,
             ("rollout" | "set", _) => {}
             _ => return Wanted::Nothing,
         }
@@ -133,16 +159,35 @@ pub async fn complete(globals: &Globals, words: &[String]) -> Result<()> {
         Wanted::Context => contexts(&globals),
         Wanted::Kind => {
             let session = Session::connect(&globals).await?;
-            let kinds = session.kinds().await?.0.iter().filter(|kind| kind.preferred);
-            kinds.flat_map(|kind| [kind.short_names.clone(), vec![kind.plural.clone()]].concat()).collect()
+            let kinds = session
+                .kinds()
+                .await?
+                .0
+                .iter()
+                .filter(|kind| kind.preferred);
+            kinds
+                .flat_map(|kind| [kind.short_names.clone(), vec![kind.plural.clone()]].concat())
+                .collect()
         }
         Wanted::Namespace => names(&Session::connect(&globals).await?, "namespaces").await?,
         Wanted::Name(kind, joined) => {
             let names = names(&Session::connect(&globals).await?, &kind).await?;
-            names.into_iter().map(|name| if joined { format!("{kind}/{name}") } else { name }).collect()
+            names
+                .into_iter()
+                .map(|name| {
+                    if joined {
+                        format!("{kind}/{name}")
+                    } else {
+                        name
+                    }
+                })
+                .collect()
         }
     };
-    let mut found: Vec<String> = found.into_iter().filter(|word| word.starts_with(typed)).collect();
+    let mut found: Vec<String> = found
+        .into_iter()
+        .filter(|word| word.starts_with(typed))
+        .collect();
     found.sort();
     found.dedup();
     found.iter().for_each(|word| println!("{word}"));
@@ -151,10 +196,15 @@ pub async fn complete(globals: &Globals, words: &[String]) -> Result<()> {
 
 async fn names(session: &Session, kind: &str) -> Result<Vec<String>> {
     let kind = session.kind(kind).await?;
-    let accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
-    let list = session.list(&kind.path(Some(&session.namespace)), "", accept).await?;
+    let accept =
+        "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
+    let list = session
+        .list(&kind.path(Some(&session.namespace)), "", accept)
+        .await?;
     let items = list["items"].as_array().into_iter().flatten();
-    Ok(items.filter_map(|item| item["metadata"]["name"].as_str().map(str::to_owned)).collect())
+    Ok(items
+        .filter_map(|item| item["metadata"]["name"].as_str().map(str::to_owned))
+        .collect())
 }
 
 fn contexts(globals: &Globals) -> Vec<String> {
@@ -162,26 +212,42 @@ fn contexts(globals: &Globals) -> Vec<String> {
         Some(path) => kube::config::Kubeconfig::read_from(path),
         None => kube::config::Kubeconfig::read(),
     };
-    file.map(|file| file.contexts.into_iter().map(|context| context.name).collect()).unwrap_or_default()
+    file.map(|file| {
+        file.contexts
+            .into_iter()
+            .map(|context| context.name)
+            .collect()
+    })
+    .unwrap_or_default()
 }
 
 /// The command that a path of subcommands leads to.
 fn command(path: &[String]) -> Option<clap::Command> {
     let mut command = crate::Cli::command();
     for name in path {
-        let Some(next) = command.find_subcommand(name) else { break };
+        let Some(next) = command.find_subcommand(name) else {
+            break;
+        };
         command = next.clone();
     }
     Some(command)
 }
 
 fn subcommands(command: &clap::Command) -> Vec<String> {
-    command.get_subcommands().filter(|c| !c.is_hide_set()).map(|c| c.get_name().to_owned()).collect()
+    command
+        .get_subcommands()
+        .filter(|c| !c.is_hide_set())
+        .map(|c| c.get_name().to_owned())
+        .collect()
 }
 
 fn flags(path: &[String]) -> Vec<String> {
     let of = |command: &clap::Command| -> Vec<String> {
-        command.get_arguments().filter(|a| !a.is_hide_set()).filter_map(|a| a.get_long().map(|long| format!("--{long}"))).collect()
+        command
+            .get_arguments()
+            .filter(|a| !a.is_hide_set())
+            .filter_map(|a| a.get_long().map(|long| format!("--{long}")))
+            .collect()
     };
     let mut all = of(&crate::Cli::command());
     all.extend(command(path).map(|c| of(&c)).unwrap_or_default());

@@ -53,7 +53,9 @@ fn path(globals: &Globals) -> Result<PathBuf> {
     if let Some(path) = &globals.kubeconfig {
         return Ok(path.clone());
     }
-    if let Some(first) = std::env::var_os("KUBECONFIG").and_then(|paths| std::env::split_paths(&paths).find(|p| !p.as_os_str().is_empty())) {
+    if let Some(first) = std::env::var_os("KUBECONFIG")
+        .and_then(|paths| std::env::split_paths(&paths).find(|p| !p.as_os_str().is_empty()))
+    {
         return Ok(first);
     }
     let home = std::env::var_os("HOME").context("HOME is not set")?;
@@ -61,25 +63,50 @@ fn path(globals: &Globals) -> Result<PathBuf> {
 }
 
 fn named<'a>(config: &'a Value, list: &str, name: &str) -> Option<&'a Value> {
-    config[list].as_array()?.iter().find(|entry| entry["name"] == name)
+    config[list]
+        .as_array()?
+        .iter()
+        .find(|entry| entry["name"] == name)
 }
 
 pub fn run(globals: &Globals, args: Args) -> Result<()> {
     let path = path(globals)?;
-    let text = std::fs::read_to_string(&path).or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(String::new()) } else { Err(e) })?;
+    let text = std::fs::read_to_string(&path).or_else(|e| {
+        if e.kind() == std::io::ErrorKind::NotFound {
+            Ok(String::new())
+        } else {
+            Err(e)
+        }
+    })?;
     let mut config: Value = match text.trim().is_empty() {
-        true => json!({"apiVersion": "v1", "kind": "Config", "clusters": [], "contexts": [], "users": []}),
+        true => {
+            json!({"apiVersion": "v1", "kind": "Config", "clusters": [], "contexts": [], "users": []})
+        }
         false => serde_saphyr::from_str(&text).with_context(|| path.display().to_string())?,
     };
-    let current = config["current-context"].as_str().unwrap_or_default().to_owned();
+    let current = config["current-context"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     match args {
-        Args::GetContexts { name, output, no_headers } => {
+        Args::GetContexts {
+            name,
+            output,
+            no_headers,
+        } => {
             let contexts = config["contexts"].as_array().cloned().unwrap_or_default();
             let mut rows = vec![];
             if output.is_none() && !no_headers {
-                rows.push(["CURRENT", "NAME", "CLUSTER", "AUTHINFO", "NAMESPACE"].map(str::to_owned).to_vec());
+                rows.push(
+                    ["CURRENT", "NAME", "CLUSTER", "AUTHINFO", "NAMESPACE"]
+                        .map(str::to_owned)
+                        .to_vec(),
+                );
             }
-            let shown: Vec<&Value> = contexts.iter().filter(|c| name.as_ref().is_none_or(|name| c["name"] == *name)).collect();
+            let shown: Vec<&Value> = contexts
+                .iter()
+                .filter(|c| name.as_ref().is_none_or(|name| c["name"] == *name))
+                .collect();
             if let (true, Some(name)) = (shown.is_empty(), &name) {
                 bail!("context {name} not found");
             }
@@ -91,7 +118,13 @@ pub fn run(globals: &Globals, args: Args) -> Result<()> {
                     continue;
                 }
                 let mark = if name == current { "*" } else { "" };
-                rows.push(vec![mark.to_owned(), name, text(&inner["cluster"]), text(&inner["user"]), text(&inner["namespace"])]);
+                rows.push(vec![
+                    mark.to_owned(),
+                    name,
+                    text(&inner["cluster"]),
+                    text(&inner["user"]),
+                    text(&inner["namespace"]),
+                ]);
             }
             print!("{}", align(&rows));
             return Ok(());
@@ -127,7 +160,12 @@ pub fn run(globals: &Globals, args: Args) -> Result<()> {
             }
             println!("deleted context {name} from {}", path.display());
         }
-        Args::SetContext { name, current: of_current, cluster, user } => {
+        Args::SetContext {
+            name,
+            current: of_current,
+            cluster,
+            user,
+        } => {
             let name = match name {
                 Some(name) => name,
                 None if of_current && !current.is_empty() => current.clone(),
@@ -142,14 +180,21 @@ pub fn run(globals: &Globals, args: Args) -> Result<()> {
             }
             let contexts = config["contexts"].as_array_mut().into_iter().flatten();
             for context in contexts.filter(|context| context["name"] == *name) {
-                let fields = [("cluster", &cluster), ("user", &user), ("namespace", &globals.namespace)];
+                let fields = [
+                    ("cluster", &cluster),
+                    ("user", &user),
+                    ("namespace", &globals.namespace),
+                ];
                 for (field, value) in fields {
                     if let Some(value) = value {
                         context["context"][field] = value.clone().into();
                     }
                 }
             }
-            println!("Context {name:?} {}.", if known { "modified" } else { "created" });
+            println!(
+                "Context {name:?} {}.",
+                if known { "modified" } else { "created" }
+            );
         }
     }
     crate::cluster::spec::write_atomic(&path, super::output::yaml(&config)?.as_bytes(), 0o600)?;
@@ -157,8 +202,14 @@ pub fn run(globals: &Globals, args: Args) -> Result<()> {
 }
 
 fn minimize(config: &mut Value, current: &str) {
-    let context = named(config, "contexts", current).cloned().unwrap_or_default();
-    let keep = [("contexts", &context["name"]), ("clusters", &context["context"]["cluster"]), ("users", &context["context"]["user"])];
+    let context = named(config, "contexts", current)
+        .cloned()
+        .unwrap_or_default();
+    let keep = [
+        ("contexts", &context["name"]),
+        ("clusters", &context["context"]["cluster"]),
+        ("users", &context["context"]["user"]),
+    ];
     for (list, name) in keep {
         if let Some(entries) = config[list].as_array_mut() {
             entries.retain(|entry| entry["name"] == *name);
@@ -167,11 +218,21 @@ fn minimize(config: &mut Value, current: &str) {
 }
 
 fn redact(config: &mut Value) {
-    let secret = ["client-key-data", "client-certificate-data", "token", "password"];
+    let secret = [
+        "client-key-data",
+        "client-certificate-data",
+        "token",
+        "password",
+    ];
     for user in config["users"].as_array_mut().into_iter().flatten() {
         for field in secret {
             if !user["user"][field].is_null() {
-                user["user"][field] = if field.ends_with("-data") { "DATA+OMITTED" } else { "REDACTED" }.into();
+                user["user"][field] = if field.ends_with("-data") {
+                    "DATA+OMITTED"
+                } else {
+                    "REDACTED"
+                }
+                .into();
             } else if let Some(user) = user["user"].as_object_mut() {
                 user.remove(field);
             }
@@ -197,16 +258,41 @@ mod tests {
         std::fs::create_dir_all(&dir).unwrap();
         let file = dir.join("config");
         std::fs::write(&file, "current-context: a\ncontexts:\n- name: a\n  context: {cluster: c, user: u}\n- name: b\n  context: {}\nusers:\n- name: u\n  user: {client-key-data: s3cret}\n").unwrap();
-        let globals = Globals { kubeconfig: Some(file.clone()), namespace: Some("shop".into()), ..Globals::default() };
+        let globals = Globals {
+            kubeconfig: Some(file.clone()),
+            namespace: Some("shop".into()),
+            ..Globals::default()
+        };
         run(&globals, Args::UseContext { name: "b".into() }).unwrap();
-        assert!(run(&globals, Args::UseContext { name: "nope".into() }).is_err());
-        run(&globals, Args::SetContext { name: None, current: true, cluster: None, user: None }).unwrap();
-        let config: Value = serde_saphyr::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        assert!(
+            run(
+                &globals,
+                Args::UseContext {
+                    name: "nope".into()
+                }
+            )
+            .is_err()
+        );
+        run(
+            &globals,
+            Args::SetContext {
+                name: None,
+                current: true,
+                cluster: None,
+                user: None,
+            },
+        )
+        .unwrap();
+        let config: Value =
+            serde_saphyr::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
         assert_eq!(config["current-context"], "b");
         assert_eq!(config["contexts"][1]["context"]["namespace"], "shop");
         let mut shown = config.clone();
         redact(&mut shown);
-        assert_eq!(shown["users"][0]["user"], json!({"client-key-data": "DATA+OMITTED"}));
+        assert_eq!(
+            shown["users"][0]["user"],
+            json!({"client-key-data": "DATA+OMITTED"})
+        );
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -59,7 +59,13 @@ pub async fn run(session: &Session, args: Args) -> Result<()> {
         true => target::parse(session, &args.resources).await?,
         false => {
             let objects = args.files.objects(session).await?;
-            objects.into_iter().map(|o| Target { kind: o.kind, names: vec![o.name] }).collect()
+            objects
+                .into_iter()
+                .map(|o| Target {
+                    kind: o.kind,
+                    names: vec![o.name],
+                })
+                .collect()
         }
     };
     if args.watch || args.watch_only {
@@ -68,20 +74,45 @@ pub async fn run(session: &Session, args: Args) -> Result<()> {
         };
         return watch(session, &args, target, &format).await;
     }
-    if format.is_table() { tables(session, &args, &targets, &format).await } else { documents(session, &args, &targets, &format).await }
+    if format.is_table() {
+        tables(session, &args, &targets, &format).await
+    } else {
+        documents(session, &args, &targets, &format).await
+    }
 }
 
 /// What the server has for a target: one answer for the list, or one for each name.
-async fn fetch(session: &Session, args: &Args, target: &Target, accept: &str) -> Result<Vec<Value>> {
+async fn fetch(
+    session: &Session,
+    args: &Args,
+    target: &Target,
+    accept: &str,
+) -> Result<Vec<Value>> {
     let path = target.kind.path(namespace(session, args));
     let accept_table = accept == TABLE;
-    let full = if accept_table && args.sort_by.is_some() { "&includeObject=Object" } else { "" };
+    let full = if accept_table && args.sort_by.is_some() {
+        "&includeObject=Object"
+    } else {
+        ""
+    };
     if target.names.is_empty() {
-        return Ok(vec![session.list(&path, &format!("{}{full}", args.selectors.query()), accept).await?]);
+        return Ok(vec![
+            session
+                .list(&path, &format!("{}{full}", args.selectors.query()), accept)
+                .await?,
+        ]);
     }
     let mut found = Vec::new();
     for name in &target.names {
-        match session.json_as(http::Method::GET, &format!("{path}/{name}?{full}"), accept, None).await {
+        match session
+            .json_as(
+                http::Method::GET,
+                &format!("{path}/{name}?{full}"),
+                accept,
+                None,
+            )
+            .await
+        {
             Ok(answer) => found.push(answer),
             Err(error) if is_not_found(&error) && args.ignore_not_found => {}
             // The others are shown all the same.
@@ -99,7 +130,12 @@ fn namespace<'a>(session: &'a Session, args: &Args) -> Option<&'a str> {
     (!args.selectors.all_namespaces).then_some(session.namespace.as_str())
 }
 
-async fn documents(session: &Session, args: &Args, targets: &[Target], format: &Format) -> Result<()> {
+async fn documents(
+    session: &Session,
+    args: &Args,
+    targets: &[Target],
+    format: &Format,
+) -> Result<()> {
     let mut items = Vec::new();
     let mut single = targets.len() == 1 && targets[0].names.len() == 1;
     for target in targets {
@@ -131,7 +167,9 @@ async fn documents(session: &Session, args: &Args, targets: &[Target], format: &
     let whole = match single {
         true => items.remove(0),
         false if items.is_empty() && args.ignore_not_found => return Ok(()),
-        false => json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": ""}, "items": items}),
+        false => {
+            json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": ""}, "items": items})
+        }
     };
     format.print(&whole, None, &mut std::io::stdout().lock())
 }
@@ -139,7 +177,10 @@ async fn documents(session: &Session, args: &Args, targets: &[Target], format: &
 fn sort<T>(items: &mut [T], path: &Template, object: impl Fn(&T) -> &Value) {
     items.sort_by(|a, b| {
         let (a, b) = (path.values(object(a)), path.values(object(b)));
-        let (a, b) = (a.first().copied().unwrap_or(&Value::Null), b.first().copied().unwrap_or(&Value::Null));
+        let (a, b) = (
+            a.first().copied().unwrap_or(&Value::Null),
+            b.first().copied().unwrap_or(&Value::Null),
+        );
         match (a.as_f64(), b.as_f64()) {
             (Some(a), Some(b)) => a.total_cmp(&b),
             _ => plain(a).cmp(&plain(b)),
@@ -156,7 +197,9 @@ async fn tables(session: &Session, args: &Args, targets: &[Target], format: &For
             match &mut whole {
                 None => whole = Some(answer),
                 Some(whole) => {
-                    if let (Some(all), Some(more)) = (whole["rows"].as_array_mut(), answer["rows"].as_array_mut()) {
+                    if let (Some(all), Some(more)) =
+                        (whole["rows"].as_array_mut(), answer["rows"].as_array_mut())
+                    {
                         all.append(more);
                     }
                 }
@@ -211,20 +254,34 @@ impl<'a> Printer<'a> {
 
     /// Which columns are shown, and which of them is the name.
     fn columns(&self, table: &Value) -> Vec<(usize, bool)> {
-        let definitions = table["columnDefinitions"].as_array().into_iter().flatten().enumerate();
-        let shown = definitions.filter(|(_, c)| self.wide || c["priority"].as_i64().unwrap_or(0) == 0);
-        shown.map(|(at, c)| (at, c["format"] == "name" || c["name"] == "Name")).collect()
+        let definitions = table["columnDefinitions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .enumerate();
+        let shown =
+            definitions.filter(|(_, c)| self.wide || c["priority"].as_i64().unwrap_or(0) == 0);
+        shown
+            .map(|(at, c)| (at, c["format"] == "name" || c["name"] == "Name"))
+            .collect()
     }
 
     fn header(&self, table: &Value) -> Vec<String> {
         let columns = self.columns(table);
         let definitions = table["columnDefinitions"].as_array();
-        let names = columns.iter().filter_map(|(at, _)| definitions?.get(*at)?["name"].as_str());
+        let names = columns
+            .iter()
+            .filter_map(|(at, _)| definitions?.get(*at)?["name"].as_str());
         let mut header: Vec<String> = names.map(str::to_uppercase).collect();
         if self.with_namespace {
             header.insert(0, "NAMESPACE".into());
         }
-        header.extend(self.args.label_columns.iter().map(|l| l.rsplit('/').next().unwrap_or(l).to_uppercase()));
+        header.extend(
+            self.args
+                .label_columns
+                .iter()
+                .map(|l| l.rsplit('/').next().unwrap_or(l).to_uppercase()),
+        );
         if self.args.show_labels {
             header.push("LABELS".into());
         }
@@ -232,7 +289,12 @@ impl<'a> Printer<'a> {
     }
 
     fn rows(&self, table: &Value, columns: &[(usize, bool)]) -> Vec<Vec<String>> {
-        table["rows"].as_array().into_iter().flatten().map(|row| self.row(row, columns)).collect()
+        table["rows"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|row| self.row(row, columns))
+            .collect()
     }
 
     fn row(&self, row: &Value, columns: &[(usize, bool)]) -> Vec<String> {
@@ -240,7 +302,8 @@ impl<'a> Printer<'a> {
         let mut cells: Vec<String> = columns
             .iter()
             .map(|(at, is_name)| {
-                let text = plain(row["cells"].get(*at).unwrap_or(&Value::Null)).replace('\n', "\\n");
+                let text =
+                    plain(row["cells"].get(*at).unwrap_or(&Value::Null)).replace('\n', "\\n");
                 match &self.prefix {
                     Some(prefix) if *is_name => format!("{prefix}/{text}"),
                     _ => text,
@@ -261,27 +324,49 @@ impl<'a> Printer<'a> {
 }
 
 pub fn labels(labels: &Value) -> String {
-    let all: Vec<String> =
-        labels.as_object().into_iter().flatten().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect();
-    if all.is_empty() { "<none>".to_owned() } else { all.join(",") }
+    let all: Vec<String> = labels
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default()))
+        .collect();
+    if all.is_empty() {
+        "<none>".to_owned()
+    } else {
+        all.join(",")
+    }
 }
 
 async fn watch(session: &Session, args: &Args, target: &Target, format: &Format) -> Result<()> {
     let path = target.kind.path(namespace(session, args));
     let mut query = args.selectors.query();
     if let [name] = target.names.as_slice() {
-        query += &format!("&fieldSelector={}", escape(&format!("metadata.name={name}")));
+        query += &format!(
+            "&fieldSelector={}",
+            escape(&format!("metadata.name={name}"))
+        );
     } else if !target.names.is_empty() {
         bail!("--watch takes one name or none");
     }
-    let accept = if format.is_table() { TABLE } else { "application/json" };
+    let accept = if format.is_table() {
+        TABLE
+    } else {
+        "application/json"
+    };
     let first = session.list(&path, &query, accept).await?;
-    let mut revision = first["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
+    let mut revision = first["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     let printer = Printer::new(args, &target.kind, format, false);
     let mut out = std::io::stdout();
     let (mut widths, mut columns) = (Vec::new(), printer.columns(&first));
     if format.is_table() && !args.watch_only {
-        let mut all = if args.no_headers { vec![] } else { vec![printer.header(&first)] };
+        let mut all = if args.no_headers {
+            vec![]
+        } else {
+            vec![printer.header(&first)]
+        };
         all.extend(printer.rows(&first, &columns));
         measure(&mut widths, &all);
         if all.len() > usize::from(!args.no_headers) {
@@ -294,11 +379,16 @@ async fn watch(session: &Session, args: &Args, target: &Target, format: &Format)
     }
     loop {
         // The server ends a watch now and then; the next one goes on where it ended.
-        let url = format!("{path}?watch=true&allowWatchBookmarks=true&resourceVersion={revision}{query}");
+        let url =
+            format!("{path}?watch=true&allowWatchBookmarks=true&resourceVersion={revision}{query}");
         let mut events = session.watch(&url, accept).await?;
         while let Some(event) = events.next().await {
             let (kind, object) = event?;
-            let meta = if object["kind"] == "Table" { &object["rows"][0]["object"]["metadata"] } else { &object["metadata"] };
+            let meta = if object["kind"] == "Table" {
+                &object["rows"][0]["object"]["metadata"]
+            } else {
+                &object["metadata"]
+            };
             if let Some(seen) = meta["resourceVersion"].as_str() {
                 revision = seen.to_owned();
             }
@@ -309,7 +399,10 @@ async fn watch(session: &Session, args: &Args, target: &Target, format: &Format)
                 separated(format, &object, &target.kind, &mut out)?;
                 continue;
             }
-            if object["columnDefinitions"].as_array().is_some_and(|c| !c.is_empty()) {
+            if object["columnDefinitions"]
+                .as_array()
+                .is_some_and(|c| !c.is_empty())
+            {
                 let known = widths.is_empty();
                 columns = printer.columns(&object);
                 if known && !args.no_headers {
@@ -322,7 +415,8 @@ async fn watch(session: &Session, args: &Args, target: &Target, format: &Format)
             }
             let rows = printer.rows(&object, &columns);
             measure(&mut widths, &rows);
-            rows.iter().try_for_each(|row| write!(out, "{}", line(row, &widths)))?;
+            rows.iter()
+                .try_for_each(|row| write!(out, "{}", line(row, &widths)))?;
             out.flush()?;
         }
     }

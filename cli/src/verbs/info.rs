@@ -42,11 +42,24 @@ pub enum TopArgs {
 
 const METRICS: &str = "/apis/metrics.k8s.io/v1beta1";
 
-async fn metrics(session: &Session, path: &str, name: Option<&str>, selector: Option<&str>) -> Result<Vec<Value>> {
-    let query = selector.map(|s| format!("&labelSelector={}", escape(s))).unwrap_or_default();
+async fn metrics(
+    session: &Session,
+    path: &str,
+    name: Option<&str>,
+    selector: Option<&str>,
+) -> Result<Vec<Value>> {
+    let query = selector
+        .map(|s| format!("&labelSelector={}", escape(s)))
+        .unwrap_or_default();
     let answer = match name {
-        Some(name) => session.get(&format!("{path}/{name}")).await.map(|one| vec![one]),
-        None => session.list(path, &query, "application/json").await.map(|list| list["items"].as_array().cloned().unwrap_or_default()),
+        Some(name) => session
+            .get(&format!("{path}/{name}"))
+            .await
+            .map(|one| vec![one]),
+        None => session
+            .list(path, &query, "application/json")
+            .await
+            .map(|list| list["items"].as_array().cloned().unwrap_or_default()),
     };
     match answer {
         Err(error) if is_not_found(&error) && name.is_none() => bail!("Metrics API not available"),
@@ -60,7 +73,10 @@ fn quantity(value: &Value) -> Option<Quantity> {
 
 /// CPU in thousandths of a core, memory in bytes.
 fn used(usage: &Value) -> (i64, i64) {
-    (quantity(&usage["cpu"]).map_or(0, |q| q.milli_value()), quantity(&usage["memory"]).map_or(0, |q| q.value()))
+    (
+        quantity(&usage["cpu"]).map_or(0, |q| q.milli_value()),
+        quantity(&usage["memory"]).map_or(0, |q| q.value()),
+    )
 }
 
 fn cells(cpu: i64, memory: i64) -> [String; 2] {
@@ -70,22 +86,68 @@ fn cells(cpu: i64, memory: i64) -> [String; 2] {
 pub async fn top(session: &Session, args: TopArgs) -> Result<()> {
     let mut rows = Vec::new();
     let headers = match args {
-        TopArgs::Node { name, selector, no_headers } => {
-            let items = metrics(session, &format!("{METRICS}/nodes"), name.as_deref(), selector.as_deref()).await?;
-            let nodes = session.list("/api/v1/nodes", "", "application/json").await?;
+        TopArgs::Node {
+            name,
+            selector,
+            no_headers,
+        } => {
+            let items = metrics(
+                session,
+                &format!("{METRICS}/nodes"),
+                name.as_deref(),
+                selector.as_deref(),
+            )
+            .await?;
+            let nodes = session
+                .list("/api/v1/nodes", "", "application/json")
+                .await?;
             for item in &items {
                 let name = item["metadata"]["name"].as_str().unwrap_or_default();
-                let node = nodes["items"].as_array().into_iter().flatten().find(|n| n["metadata"]["name"] == name);
+                let node = nodes["items"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .find(|n| n["metadata"]["name"] == name);
                 let (cpu, memory) = used(&item["usage"]);
-                let (all_cpu, all_memory) = used(&node.unwrap_or(&Value::Null)["status"]["allocatable"]);
-                let share = |used: i64, all: i64| if all > 0 { format!("{}%", used * 100 / all) } else { "<unknown>".into() };
+                let (all_cpu, all_memory) =
+                    used(&node.unwrap_or(&Value::Null)["status"]["allocatable"]);
+                let share = |used: i64, all: i64| {
+                    if all > 0 {
+                        format!("{}%", used * 100 / all)
+                    } else {
+                        "<unknown>".into()
+                    }
+                };
                 let [c, m] = cells(cpu, memory);
-                rows.push(vec![name.to_owned(), c, share(cpu, all_cpu), m, share(memory, all_memory)]);
+                rows.push(vec![
+                    name.to_owned(),
+                    c,
+                    share(cpu, all_cpu),
+                    m,
+                    share(memory, all_memory),
+                ]);
             }
             rows.sort();
-            if no_headers { None } else { Some(vec!["NAME", "CPU(cores)", "CPU(%)", "MEMORY(bytes)", "MEMORY(%)"]) }
+            if no_headers {
+                None
+            } else {
+                Some(vec![
+                    "NAME",
+                    "CPU(cores)",
+                    "CPU(%)",
+                    "MEMORY(bytes)",
+                    "MEMORY(%)",
+                ])
+            }
         }
-        TopArgs::Pod { name, selector, all_namespaces, containers, sort_by, no_headers } => {
+        TopArgs::Pod {
+            name,
+            selector,
+            all_namespaces,
+            containers,
+            sort_by,
+            no_headers,
+        } => {
             let path = match all_namespaces {
                 true => format!("{METRICS}/pods"),
                 false => format!("{METRICS}/namespaces/{}/pods", session.namespace),
@@ -93,14 +155,30 @@ pub async fn top(session: &Session, args: TopArgs) -> Result<()> {
             let items = metrics(session, &path, name.as_deref(), selector.as_deref()).await?;
             let mut found = Vec::new();
             for item in &items {
-                let text = |field: &str| item["metadata"][field].as_str().unwrap_or_default().to_owned();
-                let mut start = if all_namespaces { vec![text("namespace")] } else { vec![] };
-                start.push(text("name"));
-                let each = item["containers"].as_array().into_iter().flatten().map(|c| (c["name"].as_str().unwrap_or_default(), used(&c["usage"])));
-                if containers {
-                    found.extend(each.map(|(name, usage)| (usage, [start.clone(), vec![name.to_owned()]].concat())));
+                let text = |field: &str| {
+                    item["metadata"][field]
+                        .as_str()
+                        .unwrap_or_default()
+                        .to_owned()
+                };
+                let mut start = if all_namespaces {
+                    vec![text("namespace")]
                 } else {
-                    let sum = each.fold((0, 0), |sum, (_, usage)| (sum.0 + usage.0, sum.1 + usage.1));
+                    vec![]
+                };
+                start.push(text("name"));
+                let each = item["containers"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .map(|c| (c["name"].as_str().unwrap_or_default(), used(&c["usage"])));
+                if containers {
+                    found.extend(each.map(|(name, usage)| {
+                        (usage, [start.clone(), vec![name.to_owned()]].concat())
+                    }));
+                } else {
+                    let sum =
+                        each.fold((0, 0), |sum, (_, usage)| (sum.0 + usage.0, sum.1 + usage.1));
                     found.push((sum, start));
                 }
             }
@@ -109,8 +187,16 @@ pub async fn top(session: &Session, args: TopArgs) -> Result<()> {
                 Some(_) => found.sort_by_key(|((_, memory), _)| -memory),
                 None => found.sort_by(|a, b| a.1.cmp(&b.1)),
             }
-            rows.extend(found.into_iter().map(|((cpu, memory), start)| [start, cells(cpu, memory).into()].concat()));
-            let mut headers = if containers { vec!["POD", "NAME"] } else { vec!["NAME"] };
+            rows.extend(
+                found
+                    .into_iter()
+                    .map(|((cpu, memory), start)| [start, cells(cpu, memory).into()].concat()),
+            );
+            let mut headers = if containers {
+                vec!["POD", "NAME"]
+            } else {
+                vec!["NAME"]
+            };
             if all_namespaces {
                 headers.insert(0, "NAMESPACE");
             }
@@ -170,14 +256,27 @@ pub async fn version(session: Option<&Session>, args: VersionArgs) -> Result<()>
 pub async fn cluster_info(session: &Session) -> Result<()> {
     session.get("/version").await?;
     println!("Kubernetes control plane is running at {}", session.server);
-    let query = format!("?labelSelector={}", escape("kubernetes.io/cluster-service=true"));
-    let services = session.get(&format!("/api/v1/namespaces/kube-system/services{query}")).await?;
+    let query = format!(
+        "?labelSelector={}",
+        escape("kubernetes.io/cluster-service=true")
+    );
+    let services = session
+        .get(&format!("/api/v1/namespaces/kube-system/services{query}"))
+        .await?;
     for service in services["items"].as_array().into_iter().flatten() {
         let meta = &service["metadata"];
         let name = meta["name"].as_str().unwrap_or_default();
-        let title = meta["labels"]["kubernetes.io/name"].as_str().unwrap_or(name);
-        let port = service["spec"]["ports"][0]["name"].as_str().map(|port| format!(":{port}")).unwrap_or_default();
-        println!("{title} is running at {}/api/v1/namespaces/kube-system/services/{name}{port}/proxy", session.server);
+        let title = meta["labels"]["kubernetes.io/name"]
+            .as_str()
+            .unwrap_or(name);
+        let port = service["spec"]["ports"][0]["name"]
+            .as_str()
+            .map(|port| format!(":{port}"))
+            .unwrap_or_default();
+        println!(
+            "{title} is running at {}/api/v1/namespaces/kube-system/services/{name}{port}/proxy",
+            session.server
+        );
     }
     Ok(())
 }
@@ -207,22 +306,46 @@ pub struct ResourcesArgs {
 pub async fn api_resources(session: &Session, args: ResourcesArgs) -> Result<()> {
     let shown = |kind: &&Kind| {
         kind.preferred
-            && args.api_group.as_ref().is_none_or(|group| *group == kind.group)
-            && args.namespaced.is_none_or(|namespaced| namespaced == kind.namespaced)
+            && args
+                .api_group
+                .as_ref()
+                .is_none_or(|group| *group == kind.group)
+            && args
+                .namespaced
+                .is_none_or(|namespaced| namespaced == kind.namespaced)
             && args.verbs.iter().all(|verb| kind.can(verb))
-            && args.categories.iter().all(|category| kind.categories.contains(category))
+            && args
+                .categories
+                .iter()
+                .all(|category| kind.categories.contains(category))
     };
     let mut kinds: Vec<&Kind> = session.kinds().await?.0.iter().filter(shown).collect();
     kinds.sort_by_key(|kind| (&kind.group, &kind.plural));
     if args.output.as_deref() == Some("name") {
-        kinds.iter().for_each(|kind| println!("{}", kind.group_resource()));
+        kinds
+            .iter()
+            .for_each(|kind| println!("{}", kind.group_resource()));
         return Ok(());
     }
     let wide = args.output.is_some();
     let mut rows: Vec<Vec<String>> = Vec::new();
     if !args.no_headers {
-        let headers = ["NAME", "SHORTNAMES", "APIVERSION", "NAMESPACED", "KIND", "VERBS", "CATEGORIES"];
-        rows.push(headers.iter().take(if wide { 7 } else { 5 }).map(|h| (*h).to_owned()).collect());
+        let headers = [
+            "NAME",
+            "SHORTNAMES",
+            "APIVERSION",
+            "NAMESPACED",
+            "KIND",
+            "VERBS",
+            "CATEGORIES",
+        ];
+        rows.push(
+            headers
+                .iter()
+                .take(if wide { 7 } else { 5 })
+                .map(|h| (*h).to_owned())
+                .collect(),
+        );
     }
     for kind in kinds {
         let mut row = vec![
@@ -242,7 +365,13 @@ pub async fn api_resources(session: &Session, args: ResourcesArgs) -> Result<()>
 }
 
 pub async fn api_versions(session: &Session) -> Result<()> {
-    let mut versions: Vec<String> = session.kinds().await?.0.iter().map(Kind::api_version).collect();
+    let mut versions: Vec<String> = session
+        .kinds()
+        .await?
+        .0
+        .iter()
+        .map(Kind::api_version)
+        .collect();
     versions.sort();
     versions.dedup();
     versions.iter().for_each(|version| println!("{version}"));
@@ -270,23 +399,38 @@ pub enum AuthArgs {
 }
 
 pub async fn auth(session: &Session, args: AuthArgs) -> Result<()> {
-    let review = |kind: &str, spec: Value| json!({"apiVersion": format!("{kind}.k8s.io/v1"), "spec": spec});
+    let review =
+        |kind: &str, spec: Value| json!({"apiVersion": format!("{kind}.k8s.io/v1"), "spec": spec});
     match args {
-        AuthArgs::CanI { verb, resource, subresource, all_namespaces, quiet } => {
+        AuthArgs::CanI {
+            verb,
+            resource,
+            subresource,
+            all_namespaces,
+            quiet,
+        } => {
             let spec = if resource.starts_with('/') {
                 json!({"nonResourceAttributes": {"verb": verb, "path": resource}})
             } else {
                 let (name, object) = resource.split_once('/').unwrap_or((&resource, ""));
                 let kind = session.kinds().await?.find(name).cloned();
-                let (group, plural) = kind.as_ref().map_or(("", name), |k| (k.group.as_str(), k.plural.as_str()));
+                let (group, plural) = kind
+                    .as_ref()
+                    .map_or(("", name), |k| (k.group.as_str(), k.plural.as_str()));
                 let namespaced = kind.as_ref().is_none_or(|k| k.namespaced) && !all_namespaces;
-                let namespace = if namespaced { session.namespace.as_str() } else { "" };
+                let namespace = if namespaced {
+                    session.namespace.as_str()
+                } else {
+                    ""
+                };
                 json!({"resourceAttributes": {"verb": verb, "group": group, "resource": plural, "subresource": subresource, "name": object, "namespace": namespace}})
             };
             let mut body = review("authorization", spec);
             body["kind"] = "SelfSubjectAccessReview".into();
             let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
-            let answer = session.json(Method::POST, path, json_payload(&body)).await?;
+            let answer = session
+                .json(Method::POST, path, json_payload(&body))
+                .await?;
             let allowed = answer["status"]["allowed"] == true;
             if !quiet {
                 println!("{}", if allowed { "yes" } else { "no" });
@@ -297,12 +441,22 @@ pub async fn auth(session: &Session, args: AuthArgs) -> Result<()> {
             let mut body = review("authentication", json!({}));
             body["kind"] = "SelfSubjectReview".into();
             let path = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
-            let answer = session.json(Method::POST, path, json_payload(&body)).await?;
-            let user = answer["status"]["userInfo"].as_object().context("the server does not say")?;
+            let answer = session
+                .json(Method::POST, path, json_payload(&body))
+                .await?;
+            let user = answer["status"]["userInfo"]
+                .as_object()
+                .context("the server does not say")?;
             let mut rows = vec![vec!["ATTRIBUTE".to_owned(), "VALUE".to_owned()]];
             for (key, value) in user {
                 let value = match value {
-                    Value::Array(all) => format!("[{}]", all.iter().map(super::jsonpath::plain).collect::<Vec<_>>().join(" ")),
+                    Value::Array(all) => format!(
+                        "[{}]",
+                        all.iter()
+                            .map(super::jsonpath::plain)
+                            .collect::<Vec<_>>()
+                            .join(" ")
+                    ),
                     other => super::jsonpath::plain(other),
                 };
                 rows.push(vec![key.clone(), value]);

@@ -39,7 +39,11 @@ impl Template {
     pub fn path(text: &str) -> Result<Self> {
         let inner = text.trim().trim_start_matches('{').trim_end_matches('}');
         let inner = inner.strip_prefix('$').unwrap_or(inner);
-        let dotted = if inner.starts_with(['.', '[']) { inner.to_owned() } else { format!(".{inner}") };
+        let dotted = if inner.starts_with(['.', '[']) {
+            inner.to_owned()
+        } else {
+            format!(".{inner}")
+        };
         Ok(Self(vec![Part::Path(parse_path(&dotted)?)]))
     }
 
@@ -64,7 +68,9 @@ fn parse_parts(rest: &mut &str) -> Result<(Vec<Part>, bool)> {
         if open > 0 {
             parts.push(Part::Text(rest[..open].to_owned()));
         }
-        let Some(close) = closing(&rest[open..]) else { bail!("unclosed action") };
+        let Some(close) = closing(&rest[open..]) else {
+            bail!("unclosed action")
+        };
         let action = rest[open + 1..open + close].trim();
         *rest = &rest[open + close + 1..];
         if action == "end" {
@@ -104,7 +110,10 @@ fn closing(text: &str) -> Option<usize> {
 }
 
 fn unescape(text: &str) -> String {
-    text.replace("\\n", "\n").replace("\\t", "\t").replace("\\\"", "\"").replace("\\\\", "\\")
+    text.replace("\\n", "\n")
+        .replace("\\t", "\t")
+        .replace("\\\"", "\"")
+        .replace("\\\\", "\\")
 }
 
 fn parse_path(text: &str) -> Result<Vec<Step>> {
@@ -120,7 +129,9 @@ fn parse_path(text: &str) -> Result<Vec<Step>> {
         } else if let Some(after) = rest.strip_prefix('.') {
             rest = name(after, &mut steps);
         } else if let Some(after) = rest.strip_prefix('[') {
-            let Some(close) = bracket(after) else { bail!("unterminated array in {text:?}") };
+            let Some(close) = bracket(after) else {
+                bail!("unterminated array in {text:?}")
+            };
             steps.push(subscript(after[..close].trim())?);
             rest = &after[close + 1..];
         } else if steps.is_empty() {
@@ -181,7 +192,9 @@ fn subscript(text: &str) -> Result<Step> {
         return Ok(Step::Field(quoted.trim_end_matches(['\'', '"']).to_owned()));
     }
     if let Some(filter) = text.strip_prefix("?(").and_then(|t| t.strip_suffix(')')) {
-        let operator = ["==", "!=", ">=", "<=", ">", "<"].into_iter().find(|o| filter.contains(o));
+        let operator = ["==", "!=", ">=", "<=", ">", "<"]
+            .into_iter()
+            .find(|o| filter.contains(o));
         let Some(operator) = operator else {
             return Ok(Step::Filter(parse_path(filter.trim())?, None));
         };
@@ -191,10 +204,19 @@ fn subscript(text: &str) -> Result<Step> {
             Some(text) => Value::from(text.trim_end_matches(['"', '\''])),
             None => serde_json::from_str(value).unwrap_or_else(|_| Value::from(value)),
         };
-        return Ok(Step::Filter(parse_path(path.trim())?, Some((operator.to_owned(), literal))));
+        return Ok(Step::Filter(
+            parse_path(path.trim())?,
+            Some((operator.to_owned(), literal)),
+        ));
     }
     let number = |text: &str| -> Result<Option<i64>> {
-        if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(|_| anyhow::anyhow!("invalid array index {text}")) }
+        if text.is_empty() {
+            Ok(None)
+        } else {
+            text.parse()
+                .map(Some)
+                .map_err(|_| anyhow::anyhow!("invalid array index {text}"))
+        }
     };
     match text.split_once(':') {
         Some((from, to)) => Ok(Step::Slice(number(from.trim())?, number(to.trim())?)),
@@ -206,7 +228,9 @@ fn subscript(text: &str) -> Result<Step> {
 }
 
 fn walk<'a>(path: &[Step], value: &'a Value) -> Vec<&'a Value> {
-    let Some((step, rest)) = path.split_first() else { return vec![value] };
+    let Some((step, rest)) = path.split_first() else {
+        return vec![value];
+    };
     let here: Vec<&Value> = match step {
         Step::Field(name) => value.get(name).into_iter().collect(),
         Step::All => match value {
@@ -217,8 +241,17 @@ fn walk<'a>(path: &[Step], value: &'a Value) -> Vec<&'a Value> {
         Step::Index(index) => at(value, *index).into_iter().collect(),
         Step::Slice(from, to) => {
             let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
-            let place = |n: i64| if n < 0 { items.len().saturating_sub(n.unsigned_abs() as usize) } else { n as usize };
-            let (from, to) = (from.map_or(0, place), to.map_or(items.len(), place).min(items.len()));
+            let place = |n: i64| {
+                if n < 0 {
+                    items.len().saturating_sub(n.unsigned_abs() as usize)
+                } else {
+                    n as usize
+                }
+            };
+            let (from, to) = (
+                from.map_or(0, place),
+                to.map_or(items.len(), place).min(items.len()),
+            );
             items.get(from..to).into_iter().flatten().collect()
         }
         Step::Descend => {
@@ -236,15 +269,26 @@ fn walk<'a>(path: &[Step], value: &'a Value) -> Vec<&'a Value> {
                 (Some(_), None) => true,
                 (Some(found), Some((operator, literal))) => compare(found, operator, literal),
             };
-            value.as_array().into_iter().flatten().filter(passes).collect()
+            value
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(passes)
+                .collect()
         }
     };
-    here.into_iter().flat_map(|value| walk(rest, value)).collect()
+    here.into_iter()
+        .flat_map(|value| walk(rest, value))
+        .collect()
 }
 
 fn at(value: &Value, index: i64) -> Option<&Value> {
     let items = value.as_array()?;
-    let index = if index < 0 { items.len().checked_sub(index.unsigned_abs() as usize)? } else { usize::try_from(index).ok()? };
+    let index = if index < 0 {
+        items.len().checked_sub(index.unsigned_abs() as usize)?
+    } else {
+        usize::try_from(index).ok()?
+    };
     items.get(index)
 }
 
@@ -282,7 +326,9 @@ fn render(parts: &[Part], value: &Value, out: &mut String) {
                 let values: Vec<_> = walk(path, value).into_iter().map(plain).collect();
                 out.push_str(&values.join(" "));
             }
-            Part::Range(path, body) => walk(path, value).into_iter().for_each(|item| render(body, item, out)),
+            Part::Range(path, body) => walk(path, value)
+                .into_iter()
+                .for_each(|item| render(body, item, out)),
         }
     }
 }
@@ -305,7 +351,10 @@ mod tests {
             ("{.items[0].metadata.name}", "a"),
             ("{.items[-1:].metadata.name}", "b"),
             ("{.items[0:1].metadata.name}", "a"),
-            ("{range .items[*]}{.metadata.name}{\"\\t\"}{.spec.n}{\"\\n\"}{end}", "a\t1\nb\t2\n"),
+            (
+                "{range .items[*]}{.metadata.name}{\"\\t\"}{.spec.n}{\"\\n\"}{end}",
+                "a\t1\nb\t2\n",
+            ),
             ("{.items[?(@.spec.n==2)].metadata.name}", "b"),
             ("{.items[?(@.spec.n>1)].metadata.name}", "b"),
             ("{.items[?(@.metadata.name==\"a\")].spec.n}", "1"),
@@ -317,11 +366,18 @@ mod tests {
             ("{.items[0].spec}", "{\"n\":1}"),
             ("{.nothing}", ""),
         ] {
-            assert_eq!(Template::parse(template).unwrap().render(&pods), expected, "{template}");
+            assert_eq!(
+                Template::parse(template).unwrap().render(&pods),
+                expected,
+                "{template}"
+            );
         }
         for bad in ["{.a", "{range .a}", "{end}", "{.a[x]}"] {
             assert!(Template::parse(bad).is_err(), "{bad}");
         }
-        assert_eq!(Template::path("spec.n").unwrap().values(&pods["items"][1]), [&json!(2)]);
+        assert_eq!(
+            Template::path("spec.n").unwrap().values(&pods["items"][1]),
+            [&json!(2)]
+        );
     }
 }

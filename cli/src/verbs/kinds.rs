@@ -71,13 +71,18 @@ impl Kind {
 }
 
 fn dotted(name: &str, group: &str) -> String {
-    if group.is_empty() { name.to_owned() } else { format!("{name}.{group}") }
+    if group.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{name}.{group}")
+    }
 }
 
 #[derive(Debug, Default)]
 pub struct Kinds(pub Vec<Kind>);
 
-const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+const AGGREGATED: &str =
+    "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
 
 impl Kinds {
     pub async fn discover(session: &Session) -> Result<Self> {
@@ -89,7 +94,11 @@ impl Kinds {
                 continue;
             }
             for (group, version, preferred) in group_versions(&answer) {
-                let path = if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
+                let path = if group.is_empty() {
+                    format!("/api/{version}")
+                } else {
+                    format!("/apis/{group}/{version}")
+                };
                 // A group whose server is away hides only itself.
                 if let Ok(list) = session.get(&path).await {
                     all.extend(resources(&list, &group, &version, preferred));
@@ -107,20 +116,29 @@ impl Kinds {
             return Some(found);
         }
         let (resource, rest) = name.split_once('.')?;
-        preferred().find(|kind| kind.group == rest && kind.is_called(resource)).or_else(|| {
-            let (version, group) = rest.split_once('.').unwrap_or((rest, ""));
-            self.0.iter().find(|k| k.version == version && k.group == group && k.is_called(resource))
-        })
+        preferred()
+            .find(|kind| kind.group == rest && kind.is_called(resource))
+            .or_else(|| {
+                let (version, group) = rest.split_once('.').unwrap_or((rest, ""));
+                self.0
+                    .iter()
+                    .find(|k| k.version == version && k.group == group && k.is_called(resource))
+            })
     }
 
     /// Finds the resource of a manifest.
     pub fn of(&self, api_version: &str, kind: &str) -> Option<&Kind> {
-        self.0.iter().find(|k| k.kind == kind && k.api_version() == api_version)
+        self.0
+            .iter()
+            .find(|k| k.kind == kind && k.api_version() == api_version)
     }
 
     /// The members of a category such as `all`.
     pub fn category(&self, name: &str) -> Vec<Kind> {
-        let members = self.0.iter().filter(|k| k.preferred && k.categories.iter().any(|c| c == name));
+        let members = self
+            .0
+            .iter()
+            .filter(|k| k.preferred && k.categories.iter().any(|c| c == name));
         members.cloned().collect()
     }
 }
@@ -145,7 +163,10 @@ fn aggregated(answer: &Value) -> Vec<Kind> {
                 let plural = text(&resource["resource"]);
                 // A resource that only an older version has is preferred there.
                 let group = text(&group["metadata"]["name"]);
-                let preferred = at == 0 || !all.iter().any(|k: &Kind| k.group == group && k.plural == plural);
+                let preferred = at == 0
+                    || !all
+                        .iter()
+                        .any(|k: &Kind| k.group == group && k.plural == plural);
                 all.push(Kind {
                     group,
                     version: text(&version["version"]),
@@ -156,7 +177,9 @@ fn aggregated(answer: &Value) -> Vec<Kind> {
                     categories: texts(&resource["categories"]),
                     namespaced: resource["scope"] == "Namespaced",
                     verbs: texts(&resource["verbs"]),
-                    subresources: items(&resource["subresources"]).map(|s| text(&s["subresource"])).collect(),
+                    subresources: items(&resource["subresources"])
+                        .map(|s| text(&s["subresource"]))
+                        .collect(),
                     preferred,
                 });
             }
@@ -168,7 +191,10 @@ fn aggregated(answer: &Value) -> Vec<Kind> {
 /// From the older documents: an APIVersions or an APIGroupList.
 fn group_versions(answer: &Value) -> Vec<(String, String, bool)> {
     if answer["kind"] == "APIVersions" {
-        return texts(&answer["versions"]).into_iter().map(|v| (String::new(), v, true)).collect();
+        return texts(&answer["versions"])
+            .into_iter()
+            .map(|v| (String::new(), v, true))
+            .collect();
     }
     let mut all = Vec::new();
     for group in items(&answer["groups"]) {
@@ -196,7 +222,11 @@ fn resources(list: &Value, group: &str, version: &str, preferred: bool) -> Vec<K
             categories: texts(&r["categories"]),
             namespaced: r["namespaced"] == true,
             verbs: texts(&r["verbs"]),
-            subresources: names.iter().filter_map(|n| n.strip_prefix(&below)).map(str::to_owned).collect(),
+            subresources: names
+                .iter()
+                .filter_map(|n| n.strip_prefix(&below))
+                .map(str::to_owned)
+                .collect(),
             preferred,
             plural,
         }
@@ -210,13 +240,18 @@ pub mod tests {
     use serde_json::json;
 
     pub fn kinds() -> Kinds {
-        let resource = |plural: &str, singular: &str, kind: &str, short: &[&str], namespaced: bool| {
+        let resource = |plural: &str,
+                        singular: &str,
+                        kind: &str,
+                        short: &[&str],
+                        namespaced: bool| {
             json!({
                 "resource": plural, "singularResource": singular, "responseKind": {"kind": kind}, "shortNames": short,
                 "scope": if namespaced { "Namespaced" } else { "Cluster" }, "verbs": ["get", "list"], "categories": ["all"],
             })
         };
-        let group = |name: &str, versions: Value| json!({"metadata": {"name": name}, "versions": versions});
+        let group =
+            |name: &str, versions: Value| json!({"metadata": {"name": name}, "versions": versions});
         Kinds(aggregated(&json!({"items": [
             group("", json!([{"version": "v1", "resources": [
                 resource("pods", "pod", "Pod", &["po"], true),
@@ -235,7 +270,11 @@ pub mod tests {
     #[test]
     fn names() {
         let kinds = kinds();
-        let find = |name: &str| kinds.find(name).map(|k| format!("{} {}", k.api_version(), k.plural));
+        let find = |name: &str| {
+            kinds
+                .find(name)
+                .map(|k| format!("{} {}", k.api_version(), k.plural))
+        };
         for (name, expected) in [
             ("po", "v1 pods"),
             ("Pod", "v1 pods"),
@@ -257,9 +296,15 @@ pub mod tests {
     #[test]
     fn paths() {
         let kinds = kinds();
-        assert_eq!(kinds.find("deploy").unwrap().path(Some("a")), "/apis/apps/v1/namespaces/a/deployments");
+        assert_eq!(
+            kinds.find("deploy").unwrap().path(Some("a")),
+            "/apis/apps/v1/namespaces/a/deployments"
+        );
         assert_eq!(kinds.find("node").unwrap().path(Some("a")), "/api/v1/nodes");
-        assert_eq!(kinds.find("deploy").unwrap().object("web"), "deployment.apps/web");
+        assert_eq!(
+            kinds.find("deploy").unwrap().object("web"),
+            "deployment.apps/web"
+        );
         assert_eq!(kinds.category("all").len(), 7);
     }
 }

@@ -122,7 +122,9 @@ impl Data {
     fn read(&self) -> Result<Vec<(String, Vec<u8>)>> {
         let mut all = Vec::new();
         for literal in &self.from_literal {
-            let (key, value) = literal.split_once('=').with_context(|| format!("invalid literal source {literal}, expected key=value"))?;
+            let (key, value) = literal
+                .split_once('=')
+                .with_context(|| format!("invalid literal source {literal}, expected key=value"))?;
             all.push((key.to_owned(), value.as_bytes().to_vec()));
         }
         for source in &self.from_file {
@@ -132,20 +134,34 @@ impl Data {
             };
             let mut files = vec![path.to_owned()];
             if path.is_dir() {
-                files = std::fs::read_dir(path)?.map(|e| e.map(|e| e.path())).collect::<std::io::Result<_>>()?;
+                files = std::fs::read_dir(path)?
+                    .map(|e| e.map(|e| e.path()))
+                    .collect::<std::io::Result<_>>()?;
                 files.retain(|file| file.is_file());
                 files.sort();
             }
             for file in files {
-                let name = file.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-                let content = std::fs::read(&file).with_context(|| format!("error reading {}", file.display()))?;
+                let name = file
+                    .file_name()
+                    .map(|n| n.to_string_lossy().into_owned())
+                    .unwrap_or_default();
+                let content = std::fs::read(&file)
+                    .with_context(|| format!("error reading {}", file.display()))?;
                 all.push((key.clone().unwrap_or(name), content));
             }
         }
         for file in &self.from_env_file {
-            let text = std::fs::read_to_string(file).with_context(|| format!("error reading {}", file.display()))?;
-            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-            all.extend(lines.filter_map(|line| line.split_once('=')).map(|(k, v)| (k.to_owned(), v.as_bytes().to_vec())));
+            let text = std::fs::read_to_string(file)
+                .with_context(|| format!("error reading {}", file.display()))?;
+            let lines = text
+                .lines()
+                .map(str::trim)
+                .filter(|line| !line.is_empty() && !line.starts_with('#'));
+            all.extend(
+                lines
+                    .filter_map(|line| line.split_once('='))
+                    .map(|(k, v)| (k.to_owned(), v.as_bytes().to_vec())),
+            );
         }
         Ok(all)
     }
@@ -164,21 +180,51 @@ pub async fn create(session: &Session, args: CreateArgs) -> Result<()> {
     };
     let named = |api: &str, kind: &str, name: &str| json!({"apiVersion": api, "kind": kind, "metadata": {"name": name}});
     match what {
-        What::Namespace { name, writing } => make(session, &writing, named("v1", "Namespace", &name)).await,
-        What::Serviceaccount { name, writing } => make(session, &writing, named("v1", "ServiceAccount", &name)).await,
-        What::Deployment { name, image, replicas, port, writing, command } => {
+        What::Namespace { name, writing } => {
+            make(session, &writing, named("v1", "Namespace", &name)).await
+        }
+        What::Serviceaccount { name, writing } => {
+            make(session, &writing, named("v1", "ServiceAccount", &name)).await
+        }
+        What::Deployment {
+            name,
+            image,
+            replicas,
+            port,
+            writing,
+            command,
+        } => {
             let mut object = named("apps/v1", "Deployment", &name);
             let labels = json!({"app": name});
             object["metadata"]["labels"] = labels.clone();
-            let containers: Vec<Value> = image.iter().map(|image| container(&container_name(image), image, port, &command)).collect();
+            let containers: Vec<Value> = image
+                .iter()
+                .map(|image| container(&container_name(image), image, port, &command))
+                .collect();
             object["spec"] = json!({
                 "replicas": replicas, "selector": {"matchLabels": labels},
                 "template": {"metadata": {"labels": labels}, "spec": {"containers": containers}},
             });
             make(session, &writing, object).await
         }
-        What::Configmap { name, data, writing } => make(session, &writing, config_map(named("v1", "ConfigMap", &name), data.read()?)).await,
-        What::Secret(SecretKind::Generic { name, data, kind, writing }) => {
+        What::Configmap {
+            name,
+            data,
+            writing,
+        } => {
+            make(
+                session,
+                &writing,
+                config_map(named("v1", "ConfigMap", &name), data.read()?),
+            )
+            .await
+        }
+        What::Secret(SecretKind::Generic {
+            name,
+            data,
+            kind,
+            writing,
+        }) => {
             let mut object = named("v1", "Secret", &name);
             object["type"] = kind.into();
             for (key, value) in data.read()? {
@@ -186,21 +232,44 @@ pub async fn create(session: &Session, args: CreateArgs) -> Result<()> {
             }
             make(session, &writing, object).await
         }
-        What::Secret(SecretKind::Tls { name, cert, key, writing }) => {
+        What::Secret(SecretKind::Tls {
+            name,
+            cert,
+            key,
+            writing,
+        }) => {
             let mut object = named("v1", "Secret", &name);
             object["type"] = "kubernetes.io/tls".into();
             object["data"] = json!({"tls.crt": base64(&std::fs::read(cert)?), "tls.key": base64(&std::fs::read(key)?)});
             make(session, &writing, object).await
         }
-        What::Token { name, duration, audience } => {
+        What::Token {
+            name,
+            duration,
+            audience,
+        } => {
             let mut spec = json!({"audiences": audience});
             if let Some(duration) = duration {
                 spec["expirationSeconds"] = duration.as_secs().into();
             }
             let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
-            let path = format!("/api/v1/namespaces/{}/serviceaccounts/{name}/token", session.namespace);
-            let answer = session.json(http::Method::POST, &path, super::session::json_payload(&request)).await?;
-            println!("{}", answer["status"]["token"].as_str().context("the server gave no token")?);
+            let path = format!(
+                "/api/v1/namespaces/{}/serviceaccounts/{name}/token",
+                session.namespace
+            );
+            let answer = session
+                .json(
+                    http::Method::POST,
+                    &path,
+                    super::session::json_payload(&request),
+                )
+                .await?;
+            println!(
+                "{}",
+                answer["status"]["token"]
+                    .as_str()
+                    .context("the server gave no token")?
+            );
             Ok(())
         }
     }
@@ -219,7 +288,10 @@ fn config_map(mut object: Value, data: Vec<(String, Vec<u8>)>) -> Value {
 /// `web` from `registry/path/web:1.2@sha256:...`.
 fn container_name(image: &str) -> String {
     let last = image.rsplit('/').next().unwrap_or(image);
-    last.split(['@', ':']).next().unwrap_or(last).replace('_', "-")
+    last.split(['@', ':'])
+        .next()
+        .unwrap_or(last)
+        .replace('_', "-")
 }
 
 fn container(name: &str, image: &str, port: Option<u16>, command: &[String]) -> Value {
@@ -269,14 +341,27 @@ pub async fn run(session: &Session, args: RunArgs) -> Result<()> {
     if let Some(policy) = args.image_pull_policy {
         container["imagePullPolicy"] = policy.into();
     }
-    let pair = |text: &String| text.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned())).with_context(|| format!("{text:?} is not KEY=VALUE"));
-    let env = args.env.iter().map(|e| pair(e).map(|(k, v)| json!({"name": k, "value": v}))).collect::<Result<Vec<_>>>()?;
+    let pair = |text: &String| {
+        text.split_once('=')
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .with_context(|| format!("{text:?} is not KEY=VALUE"))
+    };
+    let env = args
+        .env
+        .iter()
+        .map(|e| pair(e).map(|(k, v)| json!({"name": k, "value": v})))
+        .collect::<Result<Vec<_>>>()?;
     if !env.is_empty() {
         container["env"] = env.into();
     }
     let mut labels = json!({"run": args.name});
     if !args.labels.is_empty() {
-        labels = Value::Object(args.labels.iter().map(|l| pair(l).map(|(k, v)| (k, v.into()))).collect::<Result<_>>()?);
+        labels = Value::Object(
+            args.labels
+                .iter()
+                .map(|l| pair(l).map(|(k, v)| (k, v.into())))
+                .collect::<Result<_>>()?,
+        );
     }
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": args.name, "labels": labels},
@@ -307,21 +392,45 @@ pub struct ExposeArgs {
 }
 
 pub async fn expose(session: &Session, args: ExposeArgs) -> Result<()> {
-    for object in target::objects(session, &args.resources, &target::Selectors::default(), false, &Files::default()).await? {
+    for object in target::objects(
+        session,
+        &args.resources,
+        &target::Selectors::default(),
+        false,
+        &Files::default(),
+    )
+    .await?
+    {
         let live = session.get(&object.path()).await?;
         let selector = match object.kind.kind.as_str() {
             "Pod" => &live["metadata"]["labels"],
-            _ if live["spec"]["selector"]["matchLabels"].is_object() => &live["spec"]["selector"]["matchLabels"],
+            _ if live["spec"]["selector"]["matchLabels"].is_object() => {
+                &live["spec"]["selector"]["matchLabels"]
+            }
             _ => &live["spec"]["selector"],
         };
         if !selector.is_object() {
             bail!("couldn't find a selector to expose {}", object.title());
         }
-        let spec = if object.kind.kind == "Pod" { &live["spec"] } else { &live["spec"]["template"]["spec"] };
-        let declared = spec["containers"].as_array().into_iter().flatten().find_map(|c| c["ports"][0]["containerPort"].as_u64());
-        let port = args.port.map(u64::from).or(declared).context("couldn't find port via --port flag or introspection")?;
+        let spec = if object.kind.kind == "Pod" {
+            &live["spec"]
+        } else {
+            &live["spec"]["template"]["spec"]
+        };
+        let declared = spec["containers"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find_map(|c| c["ports"][0]["containerPort"].as_u64());
+        let port = args
+            .port
+            .map(u64::from)
+            .or(declared)
+            .context("couldn't find port via --port flag or introspection")?;
         let target = match args.target_port.as_deref() {
-            Some(text) => text.parse::<u16>().map_or_else(|_| Value::from(text), Value::from),
+            Some(text) => text
+                .parse::<u16>()
+                .map_or_else(|_| Value::from(text), Value::from),
             None => port.into(),
         };
         let service = json!({
@@ -344,14 +453,24 @@ mod tests {
 
     #[test]
     fn names_from_images() {
-        for (image, name) in [("web", "web"), ("r.io:5000/a/web_x:1.2", "web-x"), ("a/b@sha256:00", "b")] {
+        for (image, name) in [
+            ("web", "web"),
+            ("r.io:5000/a/web_x:1.2", "web-x"),
+            ("a/b@sha256:00", "b"),
+        ] {
             assert_eq!(container_name(image), name);
         }
     }
 
     #[test]
     fn data_that_is_no_text() {
-        let map = config_map(json!({}), vec![("a".into(), b"x".to_vec()), ("b".into(), vec![0xff])]);
-        assert_eq!(map, json!({"data": {"a": "x"}, "binaryData": {"b": "/w=="}}));
+        let map = config_map(
+            json!({}),
+            vec![("a".into(), b"x".to_vec()), ("b".into(), vec![0xff])],
+        );
+        assert_eq!(
+            map,
+            json!({"data": {"a": "x"}, "binaryData": {"b": "/w=="}})
+        );
     }
 }

@@ -12,7 +12,12 @@ use super::session::Session;
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Files {
     /// Manifest files, directories, or - for standard input
-    #[arg(long = "filename", short = 'f', value_name = "FILE", value_delimiter = ',')]
+    #[arg(
+        long = "filename",
+        short = 'f',
+        value_name = "FILE",
+        value_delimiter = ','
+    )]
     pub filename: Vec<PathBuf>,
     /// Go down into directories
     #[arg(long, short = 'R')]
@@ -55,7 +60,10 @@ impl Files {
             objects.push(locate(session, value, &source).await?);
         }
         if objects.is_empty() {
-            bail!("no objects passed to {}", std::env::args().nth(1).unwrap_or_default());
+            bail!(
+                "no objects passed to {}",
+                std::env::args().nth(1).unwrap_or_default()
+            );
         }
         Ok(objects)
     }
@@ -65,8 +73,15 @@ impl Files {
         for path in &self.filename {
             if path == Path::new("-") {
                 let mut text = String::new();
-                std::io::stdin().read_to_string(&mut text).context("standard input")?;
-                all.extend(parse(&text).map_err(|e| anyhow!("error parsing STDIN: {e:#}"))?.into_iter().map(|v| ("STDIN".to_owned(), v)));
+                std::io::stdin()
+                    .read_to_string(&mut text)
+                    .context("standard input")?;
+                all.extend(
+                    parse(&text)
+                        .map_err(|e| anyhow!("error parsing STDIN: {e:#}"))?
+                        .into_iter()
+                        .map(|v| ("STDIN".to_owned(), v)),
+                );
                 continue;
             }
             for file in self.expand(path)? {
@@ -86,12 +101,15 @@ impl Files {
         if !path.is_dir() {
             return Ok(vec![path.to_owned()]);
         }
-        let mut entries: Vec<PathBuf> =
-            std::fs::read_dir(path)?.map(|e| e.map(|e| e.path())).collect::<std::io::Result<_>>()?;
+        let mut entries: Vec<PathBuf> = std::fs::read_dir(path)?
+            .map(|e| e.map(|e| e.path()))
+            .collect::<std::io::Result<_>>()?;
         entries.sort();
         let mut files = Vec::new();
         for entry in entries {
-            let manifest = entry.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
+            let manifest = entry
+                .extension()
+                .is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
             if entry.is_dir() && self.recursive {
                 files.extend(self.expand(&entry)?);
             } else if entry.is_file() && manifest {
@@ -110,7 +128,9 @@ pub fn parse(text: &str) -> Result<Vec<Value>> {
         if document.is_null() {
             continue;
         }
-        let list = document["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
+        let list = document["kind"]
+            .as_str()
+            .is_some_and(|kind| kind.ends_with("List"));
         match document["items"].as_array_mut().filter(|_| list) {
             Some(items) => objects.append(items),
             None => objects.push(document),
@@ -147,7 +167,13 @@ pub async fn locate(session: &Session, mut value: Value, source: &str) -> Result
     if let Some(namespace) = &namespace {
         value["metadata"]["namespace"] = namespace.clone().into();
     }
-    Ok(Object { value, kind: found, namespace, name, source: source.to_owned() })
+    Ok(Object {
+        value,
+        kind: found,
+        namespace,
+        name,
+        source: source.to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -157,7 +183,11 @@ mod tests {
     #[test]
     fn many_documents() {
         let text = "# only a comment\n---\napiVersion: v1\nkind: A\n---\n---\nkind: List\nitems:\n- kind: B\n- kind: C\n---\n{\"kind\": \"D\"}\n";
-        let kinds: Vec<_> = parse(text).unwrap().iter().map(|v| v["kind"].as_str().unwrap().to_owned()).collect();
+        let kinds: Vec<_> = parse(text)
+            .unwrap()
+            .iter()
+            .map(|v| v["kind"].as_str().unwrap().to_owned())
+            .collect();
         assert_eq!(kinds, ["A", "B", "C", "D"]);
         assert!(parse("a: [").is_err());
     }

@@ -83,7 +83,10 @@ pub enum Verb {
 
 /// Runs one verb, and says what went wrong as kubectl does.
 pub fn run(verb: Verb, globals: &Globals) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("error: {error}");
@@ -99,7 +102,12 @@ pub fn run(verb: Verb, globals: &Globals) -> ExitCode {
             if error.downcast_ref::<Exit>().is_none() {
                 print_error(&error);
             }
-            ExitCode::from(error.downcast_ref::<Exit>().and_then(|exit| u8::try_from(exit.0).ok()).unwrap_or(1))
+            ExitCode::from(
+                error
+                    .downcast_ref::<Exit>()
+                    .and_then(|exit| u8::try_from(exit.0).ok())
+                    .unwrap_or(1),
+            )
         }
     }
 }
@@ -110,7 +118,9 @@ pub fn print_error(error: &anyhow::Error) {
         Some(error) => eprintln!("{error}"),
         None => {
             let text = format!("{error:#}");
-            let plain = ["The connection to the server", "Unable to connect"].iter().any(|start| text.starts_with(start));
+            let plain = ["The connection to the server", "Unable to connect"]
+                .iter()
+                .any(|start| text.starts_with(start));
             eprintln!("{}{text}", if plain { "" } else { "error: " });
         }
     }
@@ -126,7 +136,11 @@ async fn dispatch(verb: Verb, globals: &Globals) -> Result<()> {
         // A shell that completes has no use for errors.
         Verb::Complete { words } => return complete::complete(globals, &words).await.or(Ok(())),
         Verb::Version(args) => {
-            let session = if args.needs_server() { Some(Session::connect(globals).await?) } else { None };
+            let session = if args.needs_server() {
+                Some(Session::connect(globals).await?)
+            } else {
+                None
+            };
             return info::version(session.as_ref(), args).await;
         }
         _ => {}

@@ -27,7 +27,8 @@ pub struct Choice {
 
 impl Choice {
     pub async fn objects(&self, session: &Session, args: &[String]) -> Result<Vec<Object>> {
-        let objects = target::objects(session, args, &self.selectors, self.all, &self.files).await?;
+        let objects =
+            target::objects(session, args, &self.selectors, self.all, &self.files).await?;
         if objects.is_empty() {
             bail!("no objects were found");
         }
@@ -67,7 +68,11 @@ pub async fn scale(session: &Session, args: ScaleArgs) -> Result<()> {
             let patch = json!({"spec": {"replicas": args.replicas}});
             // With the version only where the number before matters: otherwise the last one to ask wins.
             match args.current_replicas {
-                Some(_) => drop(session.json(Method::PUT, &path, json_payload(&scale)).await?),
+                Some(_) => drop(
+                    session
+                        .json(Method::PUT, &path, json_payload(&scale))
+                        .await?,
+                ),
                 None => drop(args.writing.patch(session, &path, MERGE, &patch).await?),
             }
         }
@@ -96,9 +101,13 @@ pub struct LabelArgs {
 /// `field` is `labels` or `annotations`.
 pub async fn label(session: &Session, args: LabelArgs, field: &str) -> Result<()> {
     let is_change = |arg: &&String| arg.contains('=') || (arg.ends_with('-') && arg.len() > 1);
-    let (changes, resources): (Vec<String>, Vec<String>) = args.args.iter().cloned().partition(|arg| is_change(&arg));
+    let (changes, resources): (Vec<String>, Vec<String>) =
+        args.args.iter().cloned().partition(|arg| is_change(&arg));
     if changes.is_empty() && !args.list {
-        bail!("at least one {} update is required", field.trim_end_matches('s'));
+        bail!(
+            "at least one {} update is required",
+            field.trim_end_matches('s')
+        );
     }
     for object in args.choice.objects(session, &resources).await? {
         let live = session.get(&object.path()).await?;
@@ -110,14 +119,25 @@ pub async fn label(session: &Session, args: LabelArgs, field: &str) -> Result<()
         let patch = label_patch(now, &changes, args.overwrite).map_err(|e| anyhow!("{e:#}"))?;
         let removing = patch.values().all(Value::is_null);
         if patch.is_empty() {
-            args.writing.report(&object.kind, &live, &format!("not {}", done(field, false)))?;
+            args.writing
+                .report(&object.kind, &live, &format!("not {}", done(field, false)))?;
             continue;
         }
         let result = match args.writing.client_only() {
             true => live.clone(),
-            false => args.writing.patch(session, &object.path(), MERGE, &json!({"metadata": {field: patch}})).await?,
+            false => {
+                args.writing
+                    .patch(
+                        session,
+                        &object.path(),
+                        MERGE,
+                        &json!({"metadata": {field: patch}}),
+                    )
+                    .await?
+            }
         };
-        args.writing.report(&object.kind, &result, done(field, removing))?;
+        args.writing
+            .report(&object.kind, &result, done(field, removing))?;
     }
     Ok(())
 }
@@ -138,7 +158,9 @@ fn label_patch(now: &Value, changes: &[String], overwrite: bool) -> Result<Map<S
                 let old = now[key].as_str();
                 match old {
                     Some(old) if old == value => {}
-                    Some(old) if !overwrite => bail!("'{key}' already has a value ({old}), and --overwrite is false"),
+                    Some(old) if !overwrite => {
+                        bail!("'{key}' already has a value ({old}), and --overwrite is false")
+                    }
                     _ => drop(patch.insert(key.to_owned(), value.into())),
                 }
             }
@@ -180,16 +202,26 @@ pub struct PatchArgs {
 pub async fn patch(session: &Session, args: PatchArgs) -> Result<()> {
     let text = match (&args.patch, &args.patch_file) {
         (Some(text), _) => text.clone(),
-        (None, Some(file)) => std::fs::read_to_string(file).with_context(|| file.display().to_string())?,
+        (None, Some(file)) => {
+            std::fs::read_to_string(file).with_context(|| file.display().to_string())?
+        }
         (None, None) => bail!("must specify --patch or --patch-file"),
     };
-    let patch: Value = serde_saphyr::from_str(&text).with_context(|| format!("unable to parse {text:?}"))?;
+    let patch: Value =
+        serde_saphyr::from_str(&text).with_context(|| format!("unable to parse {text:?}"))?;
     let kind = match args.kind.as_str() {
         "merge" => MERGE,
         "json" => "application/json-patch+json",
         _ => STRATEGIC,
     };
-    let objects = target::objects(session, &args.resources, &Selectors::default(), false, &args.files).await?;
+    let objects = target::objects(
+        session,
+        &args.resources,
+        &Selectors::default(),
+        false,
+        &args.files,
+    )
+    .await?;
     for object in objects {
         let path = match &args.subresource {
             Some(name) => format!("{}/{name}", object.path()),
@@ -198,7 +230,15 @@ pub async fn patch(session: &Session, args: PatchArgs) -> Result<()> {
         let before = session.get(&path).await?;
         let after = args.writing.patch(session, &path, kind, &patch).await?;
         let same = before["metadata"]["resourceVersion"] == after["metadata"]["resourceVersion"];
-        args.writing.report(&object.kind, &after, if same { "patched (no change)" } else { "patched" })?;
+        args.writing.report(
+            &object.kind,
+            &after,
+            if same {
+                "patched (no change)"
+            } else {
+                "patched"
+            },
+        )?;
     }
     Ok(())
 }
@@ -218,17 +258,36 @@ pub enum SetArgs {
 }
 
 pub async fn set(session: &Session, args: SetArgs) -> Result<()> {
-    let SetArgs::Image { args, choice, writing } = args;
-    let (images, resources): (Vec<String>, Vec<String>) = args.into_iter().partition(|arg| arg.contains('='));
+    let SetArgs::Image {
+        args,
+        choice,
+        writing,
+    } = args;
+    let (images, resources): (Vec<String>, Vec<String>) =
+        args.into_iter().partition(|arg| arg.contains('='));
     if images.is_empty() {
         bail!("at least one image update is required");
     }
     for object in choice.objects(session, &resources).await? {
         let live = session.get(&object.path()).await?;
-        let at = if live["spec"]["template"].is_object() { "/spec/template/spec" } else { "/spec" };
+        let at = if live["spec"]["template"].is_object() {
+            "/spec/template/spec"
+        } else {
+            "/spec"
+        };
         let patch = image_patch(live.pointer(at).unwrap_or(&Value::Null), &images)?;
-        let patch = if at == "/spec" { json!({"spec": patch}) } else { json!({"spec": {"template": {"spec": patch}}}) };
-        let result = if writing.client_only() { live } else { writing.patch(session, &object.path(), STRATEGIC, &patch).await? };
+        let patch = if at == "/spec" {
+            json!({"spec": patch})
+        } else {
+            json!({"spec": {"template": {"spec": patch}}})
+        };
+        let result = if writing.client_only() {
+            live
+        } else {
+            writing
+                .patch(session, &object.path(), STRATEGIC, &patch)
+                .await?
+        };
         writing.report(&object.kind, &result, "image updated")?;
     }
     Ok(())
@@ -267,17 +326,43 @@ pub struct CordonArgs {
 }
 
 pub async fn cordon(session: &Session, args: CordonArgs, unschedulable: bool) -> Result<()> {
-    let (kind, done) = (session.kind("nodes").await?, if unschedulable { "cordoned" } else { "uncordoned" });
+    let (kind, done) = (
+        session.kind("nodes").await?,
+        if unschedulable {
+            "cordoned"
+        } else {
+            "uncordoned"
+        },
+    );
     for name in args.nodes {
-        let node = Object { kind: kind.clone(), namespace: None, name };
+        let node = Object {
+            kind: kind.clone(),
+            namespace: None,
+            name,
+        };
         let live = session.get(&node.path()).await?;
         if live["spec"]["unschedulable"].as_bool().unwrap_or(false) == unschedulable {
             println!("{} already {done}", node.title());
             continue;
         }
-        let value = if unschedulable { json!(true) } else { Value::Null };
-        let writing = Writing { dry_run: "none".into(), field_manager: "skiff".into(), ..Writing::default() };
-        writing.patch(session, &node.path(), MERGE, &json!({"spec": {"unschedulable": value}})).await?;
+        let value = if unschedulable {
+            json!(true)
+        } else {
+            Value::Null
+        };
+        let writing = Writing {
+            dry_run: "none".into(),
+            field_manager: "skiff".into(),
+            ..Writing::default()
+        };
+        writing
+            .patch(
+                session,
+                &node.path(),
+                MERGE,
+                &json!({"spec": {"unschedulable": value}}),
+            )
+            .await?;
         println!("{} {done}", node.title());
     }
     Ok(())
@@ -316,7 +401,9 @@ impl Until {
         if let Some(path) = text.strip_prefix("jsonpath=") {
             let path = path.trim_matches(['\'', '"']);
             let close = path.rfind('}').map_or(path.len(), |at| at + 1);
-            let value = path[close..].strip_prefix('=').map(|v| v.trim_matches(['\'', '"']).to_owned());
+            let value = path[close..]
+                .strip_prefix('=')
+                .map(|v| v.trim_matches(['\'', '"']).to_owned());
             return Ok(Self::Path(Template::path(&path[..close])?, value));
         }
         match text.to_lowercase().as_str() {
@@ -332,7 +419,8 @@ impl Until {
             Self::There => true,
             Self::Condition(name, wanted) => {
                 let observed = &object["status"]["observedGeneration"];
-                let fresh = observed.is_null() || observed.as_i64() >= object["metadata"]["generation"].as_i64();
+                let fresh = observed.is_null()
+                    || observed.as_i64() >= object["metadata"]["generation"].as_i64();
                 let status = target::condition(object, name);
                 fresh && status.is_some_and(|status| status.eq_ignore_ascii_case(wanted))
             }
@@ -349,7 +437,15 @@ impl Until {
 
 pub async fn wait(session: &Session, args: WaitArgs) -> Result<()> {
     let until = Until::parse(&args.condition)?;
-    let objects = match target::objects(session, &args.resources, &args.choice.selectors, args.choice.all, &args.choice.files).await {
+    let objects = match target::objects(
+        session,
+        &args.resources,
+        &args.choice.selectors,
+        args.choice.all,
+        &args.choice.files,
+    )
+    .await
+    {
         Ok(objects) => objects,
         Err(error) if matches!(until, Until::Gone) && is_not_found(&error) => return Ok(()),
         Err(error) => return Err(error),
@@ -361,7 +457,11 @@ pub async fn wait(session: &Session, args: WaitArgs) -> Result<()> {
         let title = format!("{}/{}", object.kind.plural, object.name);
         let met = tokio::time::timeout(args.timeout, wait_for(session, &object, &until)).await;
         met.map_err(|_| anyhow!("timed out waiting for the condition on {title}"))??;
-        let done = if matches!(until, Until::Gone) { "deleted" } else { "condition met" };
+        let done = if matches!(until, Until::Gone) {
+            "deleted"
+        } else {
+            "condition met"
+        };
         println!("{} {done}", object.title());
     }
     Ok(())
@@ -370,7 +470,14 @@ pub async fn wait(session: &Session, args: WaitArgs) -> Result<()> {
 async fn wait_for(session: &Session, object: &Object, until: &Until) -> Result<()> {
     if matches!(until, Until::Gone) {
         return match session.get(&object.path()).await {
-            Ok(live) => until_gone(session, object, live["metadata"]["uid"].as_str().unwrap_or_default()).await,
+            Ok(live) => {
+                until_gone(
+                    session,
+                    object,
+                    live["metadata"]["uid"].as_str().unwrap_or_default(),
+                )
+                .await
+            }
             Err(error) if is_not_found(&error) => Ok(()),
             Err(error) => Err(error),
         };
@@ -382,18 +489,34 @@ async fn wait_for(session: &Session, object: &Object, until: &Until) -> Result<(
 }
 
 /// Watches one object until `done` says so.
-pub async fn follow(session: &Session, object: &Object, mut done: impl FnMut(&Value) -> bool) -> Result<()> {
+pub async fn follow(
+    session: &Session,
+    object: &Object,
+    mut done: impl FnMut(&Value) -> bool,
+) -> Result<()> {
     let collection = object.kind.path(object.namespace.as_deref());
-    let query = format!("&fieldSelector={}", escape(&format!("metadata.name={}", object.name)));
+    let query = format!(
+        "&fieldSelector={}",
+        escape(&format!("metadata.name={}", object.name))
+    );
     loop {
-        let list = session.list(&collection, &query, "application/json").await?;
+        let list = session
+            .list(&collection, &query, "application/json")
+            .await?;
         for item in list["items"].as_array().into_iter().flatten() {
             if done(item) {
                 return Ok(());
             }
         }
-        let revision = list["metadata"]["resourceVersion"].as_str().unwrap_or_default();
-        let mut events = session.watch(&format!("{collection}?watch=true&resourceVersion={revision}{query}"), "application/json").await?;
+        let revision = list["metadata"]["resourceVersion"]
+            .as_str()
+            .unwrap_or_default();
+        let mut events = session
+            .watch(
+                &format!("{collection}?watch=true&resourceVersion={revision}{query}"),
+                "application/json",
+            )
+            .await?;
         while let Some(event) = events.next().await {
             let Ok((kind, live)) = event else { break };
             if matches!(kind.as_str(), "ADDED" | "MODIFIED") && done(&live) {
@@ -418,19 +541,35 @@ mod tests {
     fn label_changes() {
         let now = json!({"a": "1", "b": "2"});
         let of = |changes: &[&str], overwrite| {
-            label_patch(&now, &changes.iter().map(|c| (*c).to_owned()).collect::<Vec<_>>(), overwrite)
+            label_patch(
+                &now,
+                &changes.iter().map(|c| (*c).to_owned()).collect::<Vec<_>>(),
+                overwrite,
+            )
         };
-        assert_eq!(Value::Object(of(&["c=3", "b-", "a=1"], false).unwrap()), json!({"c": "3", "b": null}));
+        assert_eq!(
+            Value::Object(of(&["c=3", "b-", "a=1"], false).unwrap()),
+            json!({"c": "3", "b": null})
+        );
         let error = of(&["a=9"], false).unwrap_err().to_string();
-        assert_eq!(error, "'a' already has a value (1), and --overwrite is false");
-        assert_eq!(Value::Object(of(&["a=9"], true).unwrap()), json!({"a": "9"}));
+        assert_eq!(
+            error,
+            "'a' already has a value (1), and --overwrite is false"
+        );
+        assert_eq!(
+            Value::Object(of(&["a=9"], true).unwrap()),
+            json!({"a": "9"})
+        );
     }
 
     #[test]
     fn images() {
         let spec = json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a"}, {"name": "b"}]});
         let patch = |image: &str| image_patch(&spec, &[image.to_owned()]);
-        assert_eq!(patch("b=x:2").unwrap(), json!({"containers": [{"name": "b", "image": "x:2"}]}));
+        assert_eq!(
+            patch("b=x:2").unwrap(),
+            json!({"containers": [{"name": "b", "image": "x:2"}]})
+        );
         assert_eq!(patch("*=x").unwrap()["initContainers"][0]["name"], "i");
         assert!(patch("c=x").is_err());
     }
@@ -444,7 +583,11 @@ mod tests {
         let met = |text: &str| Until::parse(text).unwrap().is_met(&object);
         assert!(met("condition=ready") && met("condition=Bad=false") && met("create"));
         assert!(!met("condition=Bad") && !met("condition=Nope"));
-        assert!(met("jsonpath={.status.phase}=Running") && met("jsonpath='{.status.phase}'=Running") && met("jsonpath={.status.phase}"));
+        assert!(
+            met("jsonpath={.status.phase}=Running")
+                && met("jsonpath='{.status.phase}'=Running")
+                && met("jsonpath={.status.phase}")
+        );
         assert!(!met("jsonpath={.status.phase}=Pending") && !met("jsonpath={.status.nope}"));
         let mut stale = object.clone();
         stale["metadata"]["generation"] = 3.into();

@@ -28,9 +28,13 @@ impl Format {
             "yaml" => Self::Yaml,
             "json" => Self::Json,
             "name" => Self::Name,
-            "jsonpath" if argument.is_empty() => bail!("template format specified but no template given"),
+            "jsonpath" if argument.is_empty() => {
+                bail!("template format specified but no template given")
+            }
             "jsonpath" => Self::Template(Template::parse(argument)?),
-            "jsonpath-file" => Self::Template(Template::parse(std::fs::read_to_string(argument)?.trim_end())?),
+            "jsonpath-file" => Self::Template(Template::parse(
+                std::fs::read_to_string(argument)?.trim_end(),
+            )?),
             "custom-columns" => Self::Columns(columns(argument)?, true),
             _ => bail!(
                 "unable to match a printer suitable for the output format {name:?}, allowed formats are: custom-columns,json,jsonpath,jsonpath-file,name,wide,yaml"
@@ -76,9 +80,14 @@ impl Format {
 /// `deployment.apps/web` from an object alone.
 pub fn title(item: &Value) -> String {
     let api_version = item["apiVersion"].as_str().unwrap_or_default();
-    let group = api_version.split_once('/').map_or(String::new(), |(group, _)| format!(".{group}"));
+    let group = api_version
+        .split_once('/')
+        .map_or(String::new(), |(group, _)| format!(".{group}"));
     let kind = item["kind"].as_str().unwrap_or_default().to_lowercase();
-    format!("{kind}{group}/{}", item["metadata"]["name"].as_str().unwrap_or_default())
+    format!(
+        "{kind}{group}/{}",
+        item["metadata"]["name"].as_str().unwrap_or_default()
+    )
 }
 
 fn each(value: &Value, mut act: impl FnMut(&Value) -> std::io::Result<()>) -> std::io::Result<()> {
@@ -93,7 +102,9 @@ fn columns(spec: &str) -> Result<Vec<(String, Template)>> {
         bail!("custom-columns format specified but no custom columns given");
     }
     let parts = spec.split(',').map(|part| match part.split_once(':') {
-        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), Template::path(path)?)),
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+            Ok((name.to_owned(), Template::path(path)?))
+        }
         _ => bail!("unexpected custom-columns spec: {part}, expected <header>:<json-path-expr>"),
     });
     parts.collect()
@@ -101,14 +112,21 @@ fn columns(spec: &str) -> Result<Vec<(String, Template)>> {
 
 fn column(path: &Template, item: &Value) -> String {
     let values: Vec<String> = path.values(item).into_iter().map(plain).collect();
-    if values.is_empty() { "<none>".to_owned() } else { values.join(",") }
+    if values.is_empty() {
+        "<none>".to_owned()
+    } else {
+        values.join(",")
+    }
 }
 
 /// JSON with four blanks, as kubectl indents it.
 fn indented(value: &Value) -> Result<String> {
     let mut bytes = Vec::new();
     let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
-    serde::Serialize::serialize(value, &mut serde_json::Serializer::with_formatter(&mut bytes, formatter))?;
+    serde::Serialize::serialize(
+        value,
+        &mut serde_json::Serializer::with_formatter(&mut bytes, formatter),
+    )?;
     Ok(String::from_utf8(bytes)?)
 }
 
@@ -162,7 +180,11 @@ fn write_yaml(value: &Value, indent: usize, out: &mut String) {
 }
 
 fn scalar(text: &str, indent: usize) -> String {
-    let block = text.contains('\n') && !text.starts_with([' ', '\n']) && text.chars().all(|c| c == '\n' || c == '\t' || !c.is_control());
+    let block = text.contains('\n')
+        && !text.starts_with([' ', '\n'])
+        && text
+            .chars()
+            .all(|c| c == '\n' || c == '\t' || !c.is_control());
     if block && text.lines().all(|line| !line.ends_with(' ')) {
         let keep = match (text.ends_with("\n\n"), text.ends_with('\n')) {
             (true, _) => "+",
@@ -170,23 +192,52 @@ fn scalar(text: &str, indent: usize) -> String {
             _ => "-",
         };
         let pad = " ".repeat(indent.max(2));
-        let lines: Vec<String> =
-            text.strip_suffix('\n').unwrap_or(text).split('\n').map(|l| if l.is_empty() { String::new() } else { format!("{pad}{l}") }).collect();
+        let lines: Vec<String> = text
+            .strip_suffix('\n')
+            .unwrap_or(text)
+            .split('\n')
+            .map(|l| {
+                if l.is_empty() {
+                    String::new()
+                } else {
+                    format!("{pad}{l}")
+                }
+            })
+            .collect();
         return format!("|{keep}\n{}", lines.join("\n"));
     }
-    if needs_quotes(text) { serde_json::to_string(text).unwrap_or_default() } else { text.to_owned() }
+    if needs_quotes(text) {
+        serde_json::to_string(text).unwrap_or_default()
+    } else {
+        text.to_owned()
+    }
 }
 
 /// Whether a plain scalar would be read as something else than this text.
 fn needs_quotes(text: &str) -> bool {
     let lower = text.to_lowercase();
-    let words = ["null", "~", "true", "false", "yes", "no", "on", "off", "y", "n", ".nan", ".inf", "-.inf", "+.inf"];
-    let numeric = text.chars().all(|c| c.is_ascii_hexdigit() || "xXoO._+-:eE".contains(c)) && text.chars().any(|c| c.is_ascii_digit());
+    let words = [
+        "null", "~", "true", "false", "yes", "no", "on", "off", "y", "n", ".nan", ".inf", "-.inf",
+        "+.inf",
+    ];
+    let numeric = text
+        .chars()
+        .all(|c| c.is_ascii_hexdigit() || "xXoO._+-:eE".contains(c))
+        && text.chars().any(|c| c.is_ascii_digit());
     text.is_empty()
         || words.contains(&lower.as_str())
-        || (numeric && !text.contains("::") && (text.parse::<f64>().is_ok() || text.starts_with(['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', '-', '+', '.']) && is_number_like(text)))
-        || text.starts_with(['-', '?', ':', ',', '[', ']', '{', '}', '#', '&', '*', '!', '|', '>', '\'', '"', '%', '@', '`', ' ', '='])
-            && !(text.starts_with(['-', '?', ':']) && text.len() > 1 && !text[1..].starts_with(' '))
+        || (numeric
+            && !text.contains("::")
+            && (text.parse::<f64>().is_ok()
+                || text.starts_with([
+                    '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', '-', '+', '.',
+                ]) && is_number_like(text)))
+        || text.starts_with([
+            '-', '?', ':', ',', '[', ']', '{', '}', '#', '&', '*', '!', '|', '>', '\'', '"', '%',
+            '@', '`', ' ', '=',
+        ]) && !(text.starts_with(['-', '?', ':'])
+            && text.len() > 1
+            && !text[1..].starts_with(' '))
         || text.contains(": ")
         || text.contains(" #")
         || text.ends_with([':', ' '])
@@ -196,9 +247,18 @@ fn needs_quotes(text: &str) -> bool {
 /// Numbers, dates and the sexagesimals of YAML 1.1.
 fn is_number_like(text: &str) -> bool {
     let digits = |t: &str| !t.is_empty() && t.chars().all(|c| c.is_ascii_digit() || c == '_');
-    let radix = |p: &str| text.strip_prefix(p).is_some_and(|r| !r.is_empty() && r.chars().all(|c| c.is_ascii_hexdigit()));
-    let date = text.len() >= 10 && text.as_bytes().get(4) == Some(&b'-') && text.as_bytes().get(7) == Some(&b'-');
-    digits(text.trim_start_matches(['-', '+'])) || radix("0x") || radix("0o") || date || text.split(':').all(digits)
+    let radix = |p: &str| {
+        text.strip_prefix(p)
+            .is_some_and(|r| !r.is_empty() && r.chars().all(|c| c.is_ascii_hexdigit()))
+    };
+    let date = text.len() >= 10
+        && text.as_bytes().get(4) == Some(&b'-')
+        && text.as_bytes().get(7) == Some(&b'-');
+    digits(text.trim_start_matches(['-', '+']))
+        || radix("0x")
+        || radix("0o")
+        || date
+        || text.split(':').all(digits)
 }
 
 /// Columns with three blanks between them, as kubectl's tables.
@@ -250,12 +310,18 @@ mod tests {
         let back: Value = serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
         assert_eq!(back, value, "{text}");
         let pod = json!({"spec": {"containers": [{"name": "a", "args": ["x"]}]}});
-        assert_eq!(yaml(&pod).unwrap(), "spec:\n  containers:\n  - args:\n    - x\n    name: a\n");
+        assert_eq!(
+            yaml(&pod).unwrap(),
+            "spec:\n  containers:\n  - args:\n    - x\n    name: a\n"
+        );
     }
 
     #[test]
     fn tables() {
-        let rows = [vec!["NAME".to_owned(), "AGE".to_owned()], vec!["longer-name".to_owned(), "5s".to_owned()]];
+        let rows = [
+            vec!["NAME".to_owned(), "AGE".to_owned()],
+            vec!["longer-name".to_owned(), "5s".to_owned()],
+        ];
         assert_eq!(align(&rows), "NAME          AGE\nlonger-name   5s\n");
     }
 
@@ -263,13 +329,23 @@ mod tests {
     fn formats() {
         let print = |format: &str, value: &Value| {
             let mut out = Vec::new();
-            Format::parse(Some(format)).unwrap().print(value, None, &mut out).unwrap();
+            Format::parse(Some(format))
+                .unwrap()
+                .print(value, None, &mut out)
+                .unwrap();
             String::from_utf8(out).unwrap()
         };
-        let item = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}});
+        let item =
+            json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}});
         let list = json!({"items": [item, item]});
-        assert_eq!(print("name", &list), "deployment.apps/web\ndeployment.apps/web\n");
-        assert_eq!(print("custom-columns=N:.metadata.name,X:.spec.x", &list), "N     X\nweb   <none>\nweb   <none>\n");
+        assert_eq!(
+            print("name", &list),
+            "deployment.apps/web\ndeployment.apps/web\n"
+        );
+        assert_eq!(
+            print("custom-columns=N:.metadata.name,X:.spec.x", &list),
+            "N     X\nweb   <none>\nweb   <none>\n"
+        );
         assert_eq!(print("jsonpath={.metadata.name}", &item), "web");
         assert!(Format::parse(Some("xml")).is_err());
     }

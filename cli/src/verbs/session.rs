@@ -78,8 +78,17 @@ impl ApiError {
             message if !message.is_empty() => message,
             _ => String::from_utf8_lossy(body).trim().to_owned(),
         };
-        let message = if message.is_empty() { format!("the server answered with code {code}") } else { message };
-        Self { code, reason: text("reason"), message, details: status["details"].clone() }
+        let message = if message.is_empty() {
+            format!("the server answered with code {code}")
+        } else {
+            message
+        };
+        Self {
+            code,
+            reason: text("reason"),
+            message,
+            details: status["details"].clone(),
+        }
     }
 }
 
@@ -100,11 +109,15 @@ impl fmt::Display for Exit {
 }
 
 pub fn is_not_found(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<ApiError>().is_some_and(|e| e.code == 404)
+    error
+        .downcast_ref::<ApiError>()
+        .is_some_and(|e| e.code == 404)
 }
 
 pub fn is_conflict(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<ApiError>().is_some_and(|e| e.code == 409)
+    error
+        .downcast_ref::<ApiError>()
+        .is_some_and(|e| e.code == 409)
 }
 
 pub struct Session {
@@ -125,7 +138,10 @@ pub fn json_payload(value: &Value) -> Payload {
 
 impl Session {
     pub async fn connect(globals: &Globals) -> Result<Self> {
-        let options = KubeConfigOptions { context: globals.context.clone(), ..KubeConfigOptions::default() };
+        let options = KubeConfigOptions {
+            context: globals.context.clone(),
+            ..KubeConfigOptions::default()
+        };
         let mut config = match &globals.kubeconfig {
             Some(path) => {
                 let file = Kubeconfig::read_from(path).with_context(|| format!("kubeconfig {}", path.display()))?;
@@ -139,11 +155,24 @@ impl Session {
         // Following logs and shells may be silent for long.
         config.read_timeout = None;
         config.write_timeout = None;
-        let namespace = globals.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-        let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+        let namespace = globals
+            .namespace
+            .clone()
+            .unwrap_or_else(|| config.default_namespace.clone());
+        let server = config
+            .cluster_url
+            .to_string()
+            .trim_end_matches('/')
+            .to_owned();
         let client = kube::Client::try_from(config)?;
         let namespace_given = globals.namespace.is_some();
-        Ok(Self { client, namespace, namespace_given, server, kinds: OnceCell::new() })
+        Ok(Self {
+            client,
+            namespace,
+            namespace_given,
+            server,
+            kinds: OnceCell::new(),
+        })
     }
 
     /// The same connection, without what discovery said before.
@@ -164,13 +193,28 @@ impl Session {
 
     pub async fn kind(&self, name: &str) -> Result<Kind> {
         let kinds = self.kinds().await?;
-        kinds.find(name).cloned().ok_or_else(|| anyhow!("the server doesn't have a resource type {name:?}"))
+        kinds
+            .find(name)
+            .cloned()
+            .ok_or_else(|| anyhow!("the server doesn't have a resource type {name:?}"))
     }
 
     /// Sends a request; anything but a success becomes an [`ApiError`].
-    pub async fn send(&self, method: Method, path: &str, accept: &str, payload: Payload) -> Result<Response<Body>> {
-        let mut request = Request::builder().method(method).uri(path).header(header::ACCEPT, accept);
-        request = request.header(header::USER_AGENT, concat!("skiff/", env!("CARGO_PKG_VERSION")));
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        payload: Payload,
+    ) -> Result<Response<Body>> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::ACCEPT, accept);
+        request = request.header(
+            header::USER_AGENT,
+            concat!("skiff/", env!("CARGO_PKG_VERSION")),
+        );
         let body = match payload {
             Some((kind, bytes)) => {
                 request = request.header(header::CONTENT_TYPE, kind);
@@ -178,8 +222,14 @@ impl Session {
             }
             None => Body::empty(),
         };
-        let request = request.body(body).with_context(|| format!("request for {path}"))?;
-        let response = self.client.send(request).await.map_err(|error| self.unreachable(error))?;
+        let request = request
+            .body(body)
+            .with_context(|| format!("request for {path}"))?;
+        let response = self
+            .client
+            .send(request)
+            .await
+            .map_err(|error| self.unreachable(error))?;
         for warning in response.headers().get_all(header::WARNING) {
             // 299 - "text"
             let text = warning.to_str().unwrap_or_default();
@@ -205,18 +255,35 @@ impl Session {
         }
         let host = self.server.split("://").last().unwrap_or_default();
         match refused {
-            true => anyhow!("The connection to the server {host} was refused - did you specify the right host or port?"),
-            false => anyhow!("Unable to connect to the server: {}", texts.last().cloned().unwrap_or_default()),
+            true => anyhow!(
+                "The connection to the server {host} was refused - did you specify the right host or port?"
+            ),
+            false => anyhow!(
+                "Unable to connect to the server: {}",
+                texts.last().cloned().unwrap_or_default()
+            ),
         }
     }
 
     pub async fn json(&self, method: Method, path: &str, payload: Payload) -> Result<Value> {
-        self.json_as(method, path, "application/json", payload).await
+        self.json_as(method, path, "application/json", payload)
+            .await
     }
 
-    pub async fn json_as(&self, method: Method, path: &str, accept: &str, payload: Payload) -> Result<Value> {
+    pub async fn json_as(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        payload: Payload,
+    ) -> Result<Value> {
         let response = self.send(method, path, accept, payload).await?;
-        let bytes = response.into_body().collect().await.map_err(|e| anyhow!("the answer broke off: {e}"))?.to_bytes();
+        let bytes = response
+            .into_body()
+            .collect()
+            .await
+            .map_err(|e| anyhow!("the answer broke off: {e}"))?
+            .to_bytes();
         serde_json::from_slice(&bytes).with_context(|| format!("the answer to {path} is no JSON"))
     }
 
@@ -230,22 +297,37 @@ impl Session {
     }
 
     /// The body of an answer as it comes in.
-    pub async fn stream(&self, path: &str, accept: &str) -> Result<impl AsyncBufRead + Unpin + use<>> {
+    pub async fn stream(
+        &self,
+        path: &str,
+        accept: &str,
+    ) -> Result<impl AsyncBufRead + Unpin + use<>> {
         let response = self.send(Method::GET, path, accept, None).await?;
-        let body = response.into_body().into_data_stream().map_err(std::io::Error::other);
+        let body = response
+            .into_body()
+            .into_data_stream()
+            .map_err(std::io::Error::other);
         Ok(Box::pin(body).into_async_read())
     }
 
     /// Events of a watch: type and object. Ends when the server ends it.
-    pub async fn watch(&self, path: &str, accept: &str) -> Result<impl stream::Stream<Item = Result<(String, Value)>> + Unpin + use<>> {
+    pub async fn watch(
+        &self,
+        path: &str,
+        accept: &str,
+    ) -> Result<impl stream::Stream<Item = Result<(String, Value)>> + Unpin + use<>> {
         use futures::AsyncBufReadExt;
         let lines = self.stream(path, accept).await?.lines();
         Ok(Box::pin(lines.map(|line| {
-            let mut event: Value = serde_json::from_str(&line.map_err(|e| anyhow!("the watch broke off: {e}"))?)?;
+            let mut event: Value =
+                serde_json::from_str(&line.map_err(|e| anyhow!("the watch broke off: {e}"))?)?;
             let kind = event["type"].as_str().unwrap_or_default().to_owned();
             let object = event["object"].take();
             if kind == "ERROR" {
-                let code = object["code"].as_u64().and_then(|c| u16::try_from(c).ok()).unwrap_or(500);
+                let code = object["code"]
+                    .as_u64()
+                    .and_then(|c| u16::try_from(c).ok())
+                    .unwrap_or(500);
                 return Err(ApiError::parse(code, object.to_string().as_bytes()).into());
             }
             Ok((kind, object))
@@ -259,13 +341,22 @@ impl Session {
         loop {
             let page = format!("{path}?limit=500{query}{next}");
             let mut page = self.json_as(Method::GET, &page, accept, None).await?;
-            let token = page["metadata"]["continue"].as_str().unwrap_or_default().to_owned();
+            let token = page["metadata"]["continue"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
             next = format!("&continue={}", escape(&token));
-            let field = if page["kind"] == "Table" { "rows" } else { "items" };
+            let field = if page["kind"] == "Table" {
+                "rows"
+            } else {
+                "items"
+            };
             match &mut whole {
                 None => whole = Some(page),
                 Some(whole) => {
-                    if let (Some(all), Some(more)) = (whole[field].as_array_mut(), page[field].as_array_mut()) {
+                    if let (Some(all), Some(more)) =
+                        (whole[field].as_array_mut(), page[field].as_array_mut())
+                    {
                         all.append(more);
                     }
                 }
@@ -282,7 +373,9 @@ pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(byte as char),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                out.push(byte as char)
+            }
             _ => out += &format!("%{byte:02X}"),
         }
     }
@@ -301,19 +394,29 @@ mod tests {
     #[test]
     fn errors_read_as_kubectls() {
         assert_eq!(
-            error(json!({"kind": "Status", "reason": "NotFound", "message": "pods \"x\" not found"})),
+            error(
+                json!({"kind": "Status", "reason": "NotFound", "message": "pods \"x\" not found"})
+            ),
             "Error from server (NotFound): pods \"x\" not found"
         );
         let cause = |field: &str| json!({"field": field, "message": "Required value"});
         let invalid = |causes: Vec<Value>| {
-            error(json!({"reason": "Invalid", "message": "m", "details": {"kind": "Pod", "name": "x", "causes": causes}}))
+            error(
+                json!({"reason": "Invalid", "message": "m", "details": {"kind": "Pod", "name": "x", "causes": causes}}),
+            )
         };
-        assert_eq!(invalid(vec![cause("spec.a")]), "The Pod \"x\" is invalid: spec.a: Required value");
+        assert_eq!(
+            invalid(vec![cause("spec.a")]),
+            "The Pod \"x\" is invalid: spec.a: Required value"
+        );
         assert_eq!(
             invalid(vec![cause("a"), cause("b")]),
             "The Pod \"x\" is invalid: \n* a: Required value\n* b: Required value"
         );
-        assert_eq!(ApiError::parse(502, b"bad gateway").to_string(), "Error from server: bad gateway");
+        assert_eq!(
+            ApiError::parse(502, b"bad gateway").to_string(),
+            "Error from server: bad gateway"
+        );
     }
 
     #[test]

@@ -69,14 +69,24 @@ pub async fn logs(session: &Session, args: LogsArgs) -> Result<()> {
         (Some(selector), _) => {
             let kind = session.kind("pods").await?;
             let query = format!("&labelSelector={}", escape(selector));
-            let list = session.list(&kind.path(Some(&session.namespace)), &query, "application/json").await?;
+            let list = session
+                .list(
+                    &kind.path(Some(&session.namespace)),
+                    &query,
+                    "application/json",
+                )
+                .await?;
             list["items"].as_array().cloned().unwrap_or_default()
         }
         (None, Some(name)) => {
             let object = target::one(session, name, "pods").await?;
             let mut pods = target::pods(session, &object).await?;
             if pods.len() > 1 {
-                eprintln!("Found {} pods, using pod/{}", pods.len(), text(&pods[0]["metadata"]["name"]));
+                eprintln!(
+                    "Found {} pods, using pod/{}",
+                    pods.len(),
+                    text(&pods[0]["metadata"]["name"])
+                );
                 pods.truncate(1);
             }
             pods
@@ -106,7 +116,9 @@ pub async fn logs(session: &Session, args: LogsArgs) -> Result<()> {
         }
         return Ok(());
     }
-    let all = sources.iter().map(|(pod, container)| copy_log(session, &args, pod, container));
+    let all = sources
+        .iter()
+        .map(|(pod, container)| copy_log(session, &args, pod, container));
     let results = futures::future::join_all(all).await;
     match results.into_iter().find_map(Result::err) {
         Some(error) if !many => Err(error),
@@ -119,18 +131,32 @@ pub async fn logs(session: &Session, args: LogsArgs) -> Result<()> {
 }
 
 async fn copy_log(session: &Session, args: &LogsArgs, pod: &Value, container: &str) -> Result<()> {
-    let (namespace, name) = (text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
-    let mut path = format!("/api/v1/namespaces/{namespace}/pods/{name}/log?container={}", escape(container));
+    let (namespace, name) = (
+        text(&pod["metadata"]["namespace"]),
+        text(&pod["metadata"]["name"]),
+    );
+    let mut path = format!(
+        "/api/v1/namespaces/{namespace}/pods/{name}/log?container={}",
+        escape(container)
+    );
     // Of many pods, the end is what tells.
-    let tail = args.tail.unwrap_or(if args.selector.is_some() { 10 } else { -1 });
+    let tail = args
+        .tail
+        .unwrap_or(if args.selector.is_some() { 10 } else { -1 });
     let options = [
         ("follow", args.follow.then(|| "true".to_owned())),
         ("previous", args.previous.then(|| "true".to_owned())),
         ("timestamps", args.timestamps.then(|| "true".to_owned())),
         ("tailLines", (tail >= 0).then(|| tail.to_string())),
-        ("sinceSeconds", args.since.map(|since| since.as_secs().max(1).to_string())),
+        (
+            "sinceSeconds",
+            args.since.map(|since| since.as_secs().max(1).to_string()),
+        ),
         ("sinceTime", args.since_time.as_deref().map(escape)),
-        ("limitBytes", args.limit_bytes.map(|limit| limit.to_string())),
+        (
+            "limitBytes",
+            args.limit_bytes.map(|limit| limit.to_string()),
+        ),
     ];
     for (option, value) in options {
         if let Some(value) = value {
@@ -141,20 +167,25 @@ async fn copy_log(session: &Session, args: &LogsArgs, pod: &Value, container: &s
     let prefix = args.prefix.then(|| format!("[pod/{name}/{container}] "));
     let (mut buffer, mut at_start) = ([0; 16 * 1024], true);
     loop {
-        let length = stream.read(&mut buffer).await.context("the log broke off")?;
+        let length = stream
+            .read(&mut buffer)
+            .await
+            .context("the log broke off")?;
         if length == 0 {
             return Ok(());
         }
         let mut out = std::io::stdout().lock();
         let written = match &prefix {
             None => out.write_all(&buffer[..length]),
-            Some(prefix) => buffer[..length].split_inclusive(|b| *b == b'\n').try_for_each(|line| {
-                if at_start {
-                    out.write_all(prefix.as_bytes())?;
-                }
-                at_start = line.ends_with(b"\n");
-                out.write_all(line)
-            }),
+            Some(prefix) => buffer[..length]
+                .split_inclusive(|b| *b == b'\n')
+                .try_for_each(|line| {
+                    if at_start {
+                        out.write_all(prefix.as_bytes())?;
+                    }
+                    at_start = line.ends_with(b"\n");
+                    out.write_all(line)
+                }),
         };
         match written.and_then(|()| out.flush()) {
             // Whoever read along has seen enough.
@@ -170,12 +201,23 @@ fn text(value: &Value) -> String {
 
 fn containers(pod: &Value) -> Vec<String> {
     let of = |field: &str| pod["spec"][field].as_array().cloned().unwrap_or_default();
-    of("initContainers").iter().chain(&of("containers")).map(|c| text(&c["name"])).collect()
+    of("initContainers")
+        .iter()
+        .chain(&of("containers"))
+        .map(|c| text(&c["name"]))
+        .collect()
 }
 
 pub fn default_container(pod: &Value, say: bool) -> String {
-    let all: Vec<String> = pod["spec"]["containers"].as_array().into_iter().flatten().map(|c| text(&c["name"])).collect();
-    let chosen = pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"].as_str().map(str::to_owned);
+    let all: Vec<String> = pod["spec"]["containers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|c| text(&c["name"]))
+        .collect();
+    let chosen = pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"]
+        .as_str()
+        .map(str::to_owned);
     let first = all.first().cloned().unwrap_or_default();
     if chosen.is_none() && all.len() > 1 && say {
         eprintln!("Defaulted container {first:?} out of: {}", all.join(", "));
@@ -229,8 +271,22 @@ pub struct ExecArgs {
 
 pub async fn exec(session: &Session, args: ExecArgs) -> Result<()> {
     let (pod, container) = container(session, &args.target, args.container, !args.quiet).await?;
-    let command: String = args.command.iter().map(|word| format!("&command={}", escape(word))).collect();
-    remote(session, &format!("{}/exec?container={}{command}", pod.path(), escape(&container)), args.stdin, args.tty).await
+    let command: String = args
+        .command
+        .iter()
+        .map(|word| format!("&command={}", escape(word)))
+        .collect();
+    remote(
+        session,
+        &format!(
+            "{}/exec?container={}{command}",
+            pod.path(),
+            escape(&container)
+        ),
+        args.stdin,
+        args.tty,
+    )
+    .await
 }
 
 /// Join what a container's first process reads and prints
@@ -251,16 +307,34 @@ pub struct AttachArgs {
 
 pub async fn attach(session: &Session, args: AttachArgs) -> Result<()> {
     let (pod, container) = container(session, &args.target, args.container, true).await?;
-    remote(session, &format!("{}/attach?container={}", pod.path(), escape(&container)), args.stdin, args.tty).await
+    remote(
+        session,
+        &format!("{}/attach?container={}", pod.path(), escape(&container)),
+        args.stdin,
+        args.tty,
+    )
+    .await
 }
 
-async fn container(session: &Session, name: &str, container: Option<String>, say: bool) -> Result<(Object, String)> {
+async fn container(
+    session: &Session,
+    name: &str,
+    container: Option<String>,
+    say: bool,
+) -> Result<(Object, String)> {
     let object = target::one(session, name, "pods").await?;
     let pods = target::pods(session, &object).await?;
     let pod = &pods[0];
     let kind = session.kind("pods").await?;
-    let found = Object { kind, namespace: object.namespace, name: text(&pod["metadata"]["name"]) };
-    Ok((found, container.unwrap_or_else(|| default_container(pod, say))))
+    let found = Object {
+        kind,
+        namespace: object.namespace,
+        name: text(&pod["metadata"]["name"]),
+    };
+    Ok((
+        found,
+        container.unwrap_or_else(|| default_container(pod, say)),
+    ))
 }
 
 const STDIN: u8 = 0;
@@ -287,12 +361,21 @@ impl RawTerminal {
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        let _ = nix::sys::termios::tcsetattr(std::io::stdin(), nix::sys::termios::SetArg::TCSADRAIN, &self.0);
+        let _ = nix::sys::termios::tcsetattr(
+            std::io::stdin(),
+            nix::sys::termios::SetArg::TCSADRAIN,
+            &self.0,
+        );
     }
 }
 
 fn terminal_size() -> Option<Message> {
-    let mut size = nix::libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    let mut size = nix::libc::winsize {
+        ws_row: 0,
+        ws_col: 0,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     // SAFETY: the kernel fills the structure that the pointer leads to, which lives until the call ends.
     let answer = unsafe { nix::libc::ioctl(1, nix::libc::TIOCGWINSZ, &mut size) };
     if answer != 0 {
@@ -317,7 +400,11 @@ async fn remote(session: &Session, path: &str, stdin: bool, tty: bool) -> Result
     }
     let path = format!("{path}&stdout=true&stderr={}&stdin={stdin}&tty={tty}", !tty);
     let socket = upgrade(session, &path, "v5.channel.k8s.io, v4.channel.k8s.io").await?;
-    let terminal = if tty && stdin { Some(RawTerminal::enter()?) } else { None };
+    let terminal = if tty && stdin {
+        Some(RawTerminal::enter()?)
+    } else {
+        None
+    };
     let result = converse(socket, stdin, tty).await;
     drop(terminal);
     let status = result?;
@@ -412,13 +499,24 @@ pub struct ForwardArgs {
 pub async fn port_forward(session: &Session, args: ForwardArgs) -> Result<()> {
     let object = target::one(session, &args.target, "pods").await?;
     let is_service = object.kind.plural == "services" && object.kind.group.is_empty();
-    let service = if is_service { session.get(&object.path()).await? } else { Value::Null };
+    let service = if is_service {
+        session.get(&object.path()).await?
+    } else {
+        Value::Null
+    };
     let pods = target::pods(session, &object).await?;
     let pod = &pods[0];
     if pod["status"]["phase"] != "Running" {
-        bail!("unable to forward port because pod is not running. Current status={}", text(&pod["status"]["phase"]));
+        bail!(
+            "unable to forward port because pod is not running. Current status={}",
+            text(&pod["status"]["phase"])
+        );
     }
-    let base = format!("/api/v1/namespaces/{}/pods/{}/portforward", text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
+    let base = format!(
+        "/api/v1/namespaces/{}/pods/{}/portforward",
+        text(&pod["metadata"]["namespace"]),
+        text(&pod["metadata"]["name"])
+    );
     let mut servers = Vec::new();
     for spec in &args.ports {
         let (local, remote) = spec.split_once(':').unwrap_or((spec, spec));
@@ -426,10 +524,17 @@ pub async fn port_forward(session: &Session, args: ForwardArgs) -> Result<()> {
         let local: u16 = match local {
             "" => 0,
             // A port by name has the number of its target here too.
-            local => local.parse().or_else(|e| if local == spec { Ok(remote) } else { Err(e) }).with_context(|| format!("invalid port {spec:?}"))?,
+            local => local
+                .parse()
+                .or_else(|e| if local == spec { Ok(remote) } else { Err(e) })
+                .with_context(|| format!("invalid port {spec:?}"))?,
         };
         for address in &args.address {
-            let hosts: &[&str] = if address == "localhost" { &["127.0.0.1", "::1"] } else { &[address.as_str()] };
+            let hosts: &[&str] = if address == "localhost" {
+                &["127.0.0.1", "::1"]
+            } else {
+                &[address.as_str()]
+            };
             let mut bound = 0;
             for host in hosts {
                 match TcpListener::bind((*host, local)).await {
@@ -438,8 +543,11 @@ pub async fn port_forward(session: &Session, args: ForwardArgs) -> Result<()> {
                         servers.push(accept(session, listener, &base, remote));
                         bound += 1;
                     }
-                    Err(error) if hosts.len() == 1 || error.kind() == std::io::ErrorKind::AddrInUse => {
-                        return Err(error).with_context(|| format!("unable to listen on port {local}"));
+                    Err(error)
+                        if hosts.len() == 1 || error.kind() == std::io::ErrorKind::AddrInUse =>
+                    {
+                        return Err(error)
+                            .with_context(|| format!("unable to listen on port {local}"));
                     }
                     // No IPv6 here, most likely.
                     Err(_) => {}
@@ -460,21 +568,34 @@ fn remote_port(text: &str, pod: &Value, service: &Value) -> Result<u16> {
     let named = |name: &str| {
         let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
         let mut ports = containers.flat_map(|c| c["ports"].as_array().into_iter().flatten());
-        ports.find(|p| p["name"] == name).and_then(|p| p["containerPort"].as_u64())
+        ports
+            .find(|p| p["name"] == name)
+            .and_then(|p| p["containerPort"].as_u64())
     };
     let number = |port: u64| u16::try_from(port).with_context(|| format!("invalid port {port}"));
     if let Some(ports) = service["spec"]["ports"].as_array() {
-        let port = ports.iter().find(|p| p["name"] == text || p["port"].to_string() == text);
-        let port = port.with_context(|| format!("Service {} does not have a service port {text}", service["metadata"]["name"]))?;
+        let port = ports
+            .iter()
+            .find(|p| p["name"] == text || p["port"].to_string() == text);
+        let port = port.with_context(|| {
+            format!(
+                "Service {} does not have a service port {text}",
+                service["metadata"]["name"]
+            )
+        })?;
         return match &port["targetPort"] {
-            Value::String(name) => number(named(name).with_context(|| format!("no container has a port {name:?}"))?),
+            Value::String(name) => {
+                number(named(name).with_context(|| format!("no container has a port {name:?}"))?)
+            }
             Value::Number(target) => number(target.as_u64().unwrap_or_default()),
             _ => number(port["port"].as_u64().unwrap_or_default()),
         };
     }
     match text.parse() {
         Ok(port) => Ok(port),
-        Err(_) => number(named(text).with_context(|| format!("Pod does not have a named port {text:?}"))?),
+        Err(_) => {
+            number(named(text).with_context(|| format!("Pod does not have a named port {text:?}"))?)
+        }
     }
 }
 
@@ -504,7 +625,12 @@ const LINGER: Duration = Duration::from_secs(5);
 /// One connection has a WebSocket of its own. Channel 0 carries data, channel 1 an error; the first message on each
 /// repeats the port.
 async fn tunnel(session: &Session, mut stream: TcpStream, base: &str, remote: u16) -> Result<()> {
-    let socket = upgrade(session, &format!("{base}?ports={remote}"), "v4.channel.k8s.io").await?;
+    let socket = upgrade(
+        session,
+        &format!("{base}?ports={remote}"),
+        "v4.channel.k8s.io",
+    )
+    .await?;
     let (mut send, mut receive) = socket.split();
     let (mut read, mut write) = stream.split();
     let mut seen = [false; 2];
@@ -547,12 +673,16 @@ mod tests {
         assert_eq!(exit_code(&json!({"status": "Success"})), Some(0));
         let failed = json!({"status": "Failure", "details": {"causes": [{"reason": "ExitCode", "message": "3"}]}});
         assert_eq!(exit_code(&failed), Some(3));
-        assert_eq!(exit_code(&json!({"status": "Failure", "message": "no such file"})), None);
+        assert_eq!(
+            exit_code(&json!({"status": "Failure", "message": "no such file"})),
+            None
+        );
     }
 
     #[test]
     fn ports() {
-        let pod = json!({"spec": {"containers": [{"ports": [{"name": "http", "containerPort": 8080}]}]}});
+        let pod =
+            json!({"spec": {"containers": [{"ports": [{"name": "http", "containerPort": 8080}]}]}});
         let service = json!({"metadata": {"name": "s"}, "spec": {"ports": [
             {"name": "web", "port": 80, "targetPort": "http"}, {"name": "raw", "port": 81, "targetPort": 9000}, {"port": 82},
         ]}});
@@ -568,6 +698,9 @@ mod tests {
     fn the_default_container() {
         let pod = json!({"metadata": {"annotations": {"kubectl.kubernetes.io/default-container": "b"}}, "spec": {"containers": [{"name": "a"}, {"name": "b"}]}});
         assert_eq!(default_container(&pod, false), "b");
-        assert_eq!(default_container(&json!({"spec": {"containers": [{"name": "a"}]}}), false), "a");
+        assert_eq!(
+            default_container(&json!({"spec": {"containers": [{"name": "a"}]}}), false),
+            "a"
+        );
     }
 }

@@ -8,14 +8,31 @@ use apimachinery::schema::Shape;
 use serde_json::{Map, Value, json};
 
 /// `None` when there is nothing to do. `original` is the manifest that was applied last.
-pub fn patch(original: &Value, modified: &Value, current: &Value, shape: Option<Shape>) -> Option<Value> {
+pub fn patch(
+    original: &Value,
+    modified: &Value,
+    current: &Value,
+    shape: Option<Shape>,
+) -> Option<Value> {
     object(original, modified, current, shape)
 }
 
-fn object(original: &Value, modified: &Value, current: &Value, shape: Option<Shape>) -> Option<Value> {
+fn object(
+    original: &Value,
+    modified: &Value,
+    current: &Value,
+    shape: Option<Shape>,
+) -> Option<Value> {
     let mut patch = Map::new();
     for (key, wanted) in modified.as_object().into_iter().flatten() {
-        field(&mut patch, key, &original[key.as_str()], wanted, current.get(key), shape);
+        field(
+            &mut patch,
+            key,
+            &original[key.as_str()],
+            wanted,
+            current.get(key),
+            shape,
+        );
     }
     for (key, _) in original.as_object().into_iter().flatten() {
         let gone = modified.get(key).is_none();
@@ -26,7 +43,14 @@ fn object(original: &Value, modified: &Value, current: &Value, shape: Option<Sha
     (!patch.is_empty()).then_some(Value::Object(patch))
 }
 
-fn field(patch: &mut Map<String, Value>, key: &str, original: &Value, wanted: &Value, live: Option<&Value>, parent: Option<Shape>) {
+fn field(
+    patch: &mut Map<String, Value>,
+    key: &str,
+    original: &Value,
+    wanted: &Value,
+    live: Option<&Value>,
+    parent: Option<Shape>,
+) {
     let shape = parent.and_then(|parent| parent.field(key));
     let Some(live) = live.filter(|live| !live.is_null()) else {
         if !wanted.is_null() {
@@ -57,7 +81,11 @@ fn field(patch: &mut Map<String, Value>, key: &str, original: &Value, wanted: &V
                 Some(shape) if shape.patch_merges() => match shape.patch_merge_key() {
                     Some(merge_key) => {
                         let retain = parent.is_some_and(|parent| parent.patch_retains_keys(key));
-                        let list = Keyed { merge_key, retain, items: shape.items() };
+                        let list = Keyed {
+                            merge_key,
+                            retain,
+                            items: shape.items(),
+                        };
                         list.write(patch, key, original, wanted_items, live_items);
                     }
                     None => set(patch, key, original, wanted_items, live_items),
@@ -72,7 +100,11 @@ fn field(patch: &mut Map<String, Value>, key: &str, original: &Value, wanted: &V
 }
 
 fn keys(object: &Value) -> Value {
-    object.as_object().map(|fields| fields.keys().cloned().collect::<Vec<_>>()).unwrap_or_default().into()
+    object
+        .as_object()
+        .map(|fields| fields.keys().cloned().collect::<Vec<_>>())
+        .unwrap_or_default()
+        .into()
 }
 
 /// A list whose items are known by one of their fields.
@@ -87,7 +119,14 @@ impl Keyed<'_> {
         items.iter().find(|item| &item[self.merge_key] == id)
     }
 
-    fn write(&self, patch: &mut Map<String, Value>, key: &str, original: &[Value], wanted: &[Value], live: &[Value]) {
+    fn write(
+        &self,
+        patch: &mut Map<String, Value>,
+        key: &str,
+        original: &[Value],
+        wanted: &[Value],
+        live: &[Value],
+    ) {
         let mut changes = Vec::new();
         for item in wanted {
             let id = &item[self.merge_key];
@@ -133,9 +172,23 @@ impl Keyed<'_> {
 }
 
 /// A merged list of plain values.
-fn set(patch: &mut Map<String, Value>, key: &str, original: &[Value], wanted: &[Value], live: &[Value]) {
-    let added: Vec<Value> = wanted.iter().filter(|v| !live.contains(v)).cloned().collect();
-    let gone: Vec<Value> = original.iter().filter(|v| !wanted.contains(v) && live.contains(v)).cloned().collect();
+fn set(
+    patch: &mut Map<String, Value>,
+    key: &str,
+    original: &[Value],
+    wanted: &[Value],
+    live: &[Value],
+) {
+    let added: Vec<Value> = wanted
+        .iter()
+        .filter(|v| !live.contains(v))
+        .cloned()
+        .collect();
+    let gone: Vec<Value> = original
+        .iter()
+        .filter(|v| !wanted.contains(v) && live.contains(v))
+        .cloned()
+        .collect();
     if added.is_empty() && gone.is_empty() {
         return;
     }
@@ -162,7 +215,8 @@ mod tests {
     fn live(containers: Value) -> Value {
         let mut live = deployment(containers);
         live["status"] = json!({"replicas": 2});
-        live["spec"]["strategy"] = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%"}});
+        live["spec"]["strategy"] =
+            json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%"}});
         live
     }
 
@@ -177,13 +231,16 @@ mod tests {
     #[test]
     fn defaults_are_no_difference() {
         let manifest = deployment(json!([{"name": "a", "image": "x:1"}]));
-        let current = live(json!([{"name": "a", "image": "x:1", "imagePullPolicy": "Always"}, {"name": "injected", "image": "i"}]));
+        let current = live(
+            json!([{"name": "a", "image": "x:1", "imagePullPolicy": "Always"}, {"name": "injected", "image": "i"}]),
+        );
         assert_eq!(strategic(&manifest, &manifest, &current), None);
     }
 
     #[test]
     fn items_change_by_key() {
-        let before = deployment(json!([{"name": "a", "image": "x:1"}, {"name": "b", "image": "y"}]));
+        let before =
+            deployment(json!([{"name": "a", "image": "x:1"}, {"name": "b", "image": "y"}]));
         let after = deployment(json!([{"name": "a", "image": "x:2"}, {"name": "c", "image": "z"}]));
         let current = live(json!([
             {"name": "a", "image": "x:1", "imagePullPolicy": "Always"}, {"name": "b", "image": "y"}, {"name": "injected", "image": "i"},
@@ -191,11 +248,20 @@ mod tests {
         let patch = strategic(&before, &after, &current).unwrap();
         let mut result = current.clone();
         strategic_merge(&mut result, &patch, &schema()).unwrap();
-        let containers = result["spec"]["template"]["spec"]["containers"].as_array().unwrap();
+        let containers = result["spec"]["template"]["spec"]["containers"]
+            .as_array()
+            .unwrap();
         let find = |name: &str| containers.iter().find(|c| c["name"] == name);
-        assert_eq!(find("a"), Some(&json!({"name": "a", "image": "x:2", "imagePullPolicy": "Always"})));
+        assert_eq!(
+            find("a"),
+            Some(&json!({"name": "a", "image": "x:2", "imagePullPolicy": "Always"}))
+        );
         assert!(find("b").is_none() && find("c").is_some() && find("injected").is_some());
-        assert_eq!(strategic(&after, &after, &result), None, "applied twice changes nothing");
+        assert_eq!(
+            strategic(&after, &after, &result),
+            None,
+            "applied twice changes nothing"
+        );
     }
 
     #[test]
@@ -204,17 +270,34 @@ mod tests {
         let after = json!({"metadata": {"labels": {"a": "1"}}, "spec": {"paused": true}});
         let current = json!({"metadata": {"labels": {"a": "1", "b": "2", "others": "3"}}, "spec": {"replicas": 9, "paused": true}});
         let patch = strategic(&before, &after, &current).unwrap();
-        assert_eq!(patch, json!({"metadata": {"labels": {"b": null}}, "spec": {"replicas": null}}));
-        assert_eq!(strategic(&after, &after, &current), None, "a field that no manifest had is not ours");
+        assert_eq!(
+            patch,
+            json!({"metadata": {"labels": {"b": null}}, "spec": {"replicas": null}})
+        );
+        assert_eq!(
+            strategic(&after, &after, &current),
+            None,
+            "a field that no manifest had is not ours"
+        );
     }
 
     #[test]
     fn plain_lists() {
         let of = |finalizers: Value| json!({"metadata": {"finalizers": finalizers}});
-        let patch = strategic(&of(json!(["a", "b"])), &of(json!(["a", "c"])), &of(json!(["a", "b", "x"]))).unwrap();
+        let patch = strategic(
+            &of(json!(["a", "b"])),
+            &of(json!(["a", "c"])),
+            &of(json!(["a", "b", "x"])),
+        )
+        .unwrap();
         let mut result = of(json!(["a", "b", "x"]));
         strategic_merge(&mut result, &patch, &schema()).unwrap();
-        let mut left: Vec<_> = result["metadata"]["finalizers"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        let mut left: Vec<_> = result["metadata"]["finalizers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(Value::as_str)
+            .collect();
         left.sort();
         assert_eq!(left, ["a", "c", "x"]);
     }
@@ -227,6 +310,9 @@ mod tests {
         let patch = patch(&before, &after, &current, None).unwrap();
         let mut result = current.clone();
         merge_patch(&mut result, &patch).unwrap();
-        assert_eq!(result, json!({"spec": {"list": [2], "new": {"x": 1}, "others": true}}));
+        assert_eq!(
+            result,
+            json!({"spec": {"list": [2], "new": {"x": 1}, "others": true}})
+        );
     }
 }

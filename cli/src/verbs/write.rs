@@ -37,8 +37,15 @@ impl Writing {
     }
 
     fn query(&self) -> String {
-        let dry = if self.dry_run == "server" { "&dryRun=All" } else { "" };
-        format!("?fieldManager={}&fieldValidation=Strict{dry}", escape(&self.field_manager))
+        let dry = if self.dry_run == "server" {
+            "&dryRun=All"
+        } else {
+            ""
+        };
+        format!(
+            "?fieldManager={}&fieldValidation=Strict{dry}",
+            escape(&self.field_manager)
+        )
     }
 
     /// Prints what was done, or the object in the wanted format.
@@ -61,12 +68,26 @@ impl Writing {
         if self.client_only() {
             return Ok(object.value.clone());
         }
-        session.json(Method::POST, &format!("{}{}", object.collection(), self.query()), json_payload(&object.value)).await
+        session
+            .json(
+                Method::POST,
+                &format!("{}{}", object.collection(), self.query()),
+                json_payload(&object.value),
+            )
+            .await
     }
 
-    pub async fn patch(&self, session: &Session, path: &str, kind: &'static str, patch: &Value) -> Result<Value> {
+    pub async fn patch(
+        &self,
+        session: &Session,
+        path: &str,
+        kind: &'static str,
+        patch: &Value,
+    ) -> Result<Value> {
         let payload: Payload = Some((kind, patch.to_string().into_bytes()));
-        session.json(Method::PATCH, &format!("{path}{}", self.query()), payload).await
+        session
+            .json(Method::PATCH, &format!("{path}{}", self.query()), payload)
+            .await
     }
 }
 
@@ -83,7 +104,11 @@ async fn for_each(objects: &[Object], act: impl AsyncFn(&Object) -> Result<()>) 
             }
         }
     }
-    if failed > 0 { Err(Exit(1).into()) } else { Ok(()) }
+    if failed > 0 {
+        Err(Exit(1).into())
+    } else {
+        Ok(())
+    }
 }
 
 /// Bring objects to what manifests say
@@ -113,9 +138,15 @@ pub async fn apply(session: &Session, args: ApplyArgs) -> Result<()> {
         let result = async {
             let object = match manifest::locate(session, value.clone(), &source).await {
                 Ok(object) => object,
-                Err(error) => located_anew(session, value, &source).await.map_err(|_| error)?,
+                Err(error) => located_anew(session, value, &source)
+                    .await
+                    .map_err(|_| error)?,
             };
-            if args.server_side { apply_on_server(session, &args, &object).await } else { apply_one(session, &args, object).await }
+            if args.server_side {
+                apply_on_server(session, &args, &object).await
+            } else {
+                apply_one(session, &args, object).await
+            }
         };
         match result.await {
             Ok(()) => {}
@@ -126,7 +157,11 @@ pub async fn apply(session: &Session, args: ApplyArgs) -> Result<()> {
             }
         }
     }
-    if failed > 0 { Err(Exit(1).into()) } else { Ok(()) }
+    if failed > 0 {
+        Err(Exit(1).into())
+    } else {
+        Ok(())
+    }
 }
 
 /// Discovery from before a CustomResourceDefinition was applied does not know its kind.
@@ -136,20 +171,30 @@ async fn located_anew(session: &Session, value: Value, source: &str) -> Result<O
 }
 
 async fn apply_on_server(session: &Session, args: &ApplyArgs, object: &Object) -> Result<()> {
-    let force = if args.force_conflicts { "&force=true" } else { "" };
+    let force = if args.force_conflicts {
+        "&force=true"
+    } else {
+        ""
+    };
     let mut writing = args.writing.clone();
     if writing.field_manager == "kubectl-client-side-apply" {
         writing.field_manager = "kubectl".into();
     }
     let path = format!("{}{}{force}", object.path(), writing.query());
-    let payload = Some(("application/apply-patch+yaml", object.value.to_string().into_bytes()));
+    let payload = Some((
+        "application/apply-patch+yaml",
+        object.value.to_string().into_bytes(),
+    ));
     let result = session.json(Method::PATCH, &path, payload).await?;
     writing.report(&object.kind, &result, "serverside-applied")
 }
 
 async fn apply_one(session: &Session, args: &ApplyArgs, mut object: Object) -> Result<()> {
     if object.name.is_empty() {
-        bail!("error from {:?}: cannot use generate name with apply", object.source);
+        bail!(
+            "error from {:?}: cannot use generate name with apply",
+            object.source
+        );
     }
     let mut record = object.value.clone();
     if let Some(annotations) = record["metadata"]["annotations"].as_object_mut() {
@@ -184,23 +229,45 @@ async fn change(session: &Session, args: &ApplyArgs, object: &Object, live: &Val
             object.kind.plural.clone() + "/" + &object.name
         );
     }
-    let original: Value = applied.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let original: Value = applied
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default();
     let schema = Schema::builtin(&object.kind.group, &object.kind.version, &object.kind.kind);
-    let patch = three_way::patch(&original, &object.value, live, schema.as_ref().map(Schema::shape));
+    let patch = three_way::patch(
+        &original,
+        &object.value,
+        live,
+        schema.as_ref().map(Schema::shape),
+    );
     let Some(patch) = patch else {
         return args.writing.report(&object.kind, live, "unchanged");
     };
     if args.writing.client_only() {
-        return args.writing.report(&object.kind, &object.value, "configured");
+        return args
+            .writing
+            .report(&object.kind, &object.value, "configured");
     }
     let kind = if schema.is_some() { STRATEGIC } else { MERGE };
-    let result = args.writing.patch(session, &object.path(), kind, &patch).await?;
-    let same = result["metadata"]["resourceVersion"] == live["metadata"]["resourceVersion"] && args.writing.dry_run == "none";
-    args.writing.report(&object.kind, &result, if same { "unchanged" } else { "configured" })
+    let result = args
+        .writing
+        .patch(session, &object.path(), kind, &patch)
+        .await?;
+    let same = result["metadata"]["resourceVersion"] == live["metadata"]["resourceVersion"]
+        && args.writing.dry_run == "none";
+    args.writing.report(
+        &object.kind,
+        &result,
+        if same { "unchanged" } else { "configured" },
+    )
 }
 
 /// Creates every object of the manifests.
-pub async fn create(session: &Session, files: &Files, writing: &Writing, save_config: bool) -> Result<()> {
+pub async fn create(
+    session: &Session,
+    files: &Files,
+    writing: &Writing,
+    save_config: bool,
+) -> Result<()> {
     let mut objects = files.objects(session).await?;
     if save_config {
         for object in &mut objects {
@@ -230,7 +297,11 @@ pub async fn replace(session: &Session, args: ReplaceArgs) -> Result<()> {
         let path = format!("{}{}", object.path(), args.writing.query());
         let result = match args.writing.client_only() {
             true => object.value.clone(),
-            false => session.json(Method::PUT, &path, json_payload(&object.value)).await?,
+            false => {
+                session
+                    .json(Method::PUT, &path, json_payload(&object.value))
+                    .await?
+            }
         };
         args.writing.report(&object.kind, &result, "replaced")
     })
@@ -278,7 +349,14 @@ pub struct DeleteArgs {
 }
 
 pub async fn delete(session: &Session, args: DeleteArgs) -> Result<()> {
-    let objects = target::objects(session, &args.resources, &args.selectors, args.all, &args.files).await?;
+    let objects = target::objects(
+        session,
+        &args.resources,
+        &args.selectors,
+        args.all,
+        &args.files,
+    )
+    .await?;
     if objects.is_empty() {
         if !args.ignore_not_found && args.output.is_none() {
             println!("No resources found");
@@ -290,14 +368,17 @@ pub async fn delete(session: &Session, args: DeleteArgs) -> Result<()> {
         grace = 0;
     }
     if args.force {
-        eprintln!("Warning: Immediate deletion does not wait for confirmation that the running resource has been terminated. The resource may continue to run on the cluster indefinitely.");
+        eprintln!(
+            "Warning: Immediate deletion does not wait for confirmation that the running resource has been terminated. The resource may continue to run on the cluster indefinitely."
+        );
     }
     let cascade = match args.cascade.as_str() {
         "orphan" => "Orphan",
         "foreground" => "Foreground",
         _ => "Background",
     };
-    let mut options = json!({"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": cascade});
+    let mut options =
+        json!({"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": cascade});
     if grace >= 0 {
         options["gracePeriodSeconds"] = grace.into();
     }
@@ -307,9 +388,14 @@ pub async fn delete(session: &Session, args: DeleteArgs) -> Result<()> {
     let (mut failed, mut gone) = (0, Vec::new());
     for object in &objects {
         if args.dry_run != "client" {
-            match session.json(Method::DELETE, &object.path(), json_payload(&options)).await {
+            match session
+                .json(Method::DELETE, &object.path(), json_payload(&options))
+                .await
+            {
                 Ok(answer) => {
-                    let uid = answer["details"]["uid"].as_str().or(answer["metadata"]["uid"].as_str());
+                    let uid = answer["details"]["uid"]
+                        .as_str()
+                        .or(answer["metadata"]["uid"].as_str());
                     gone.push((object, uid.unwrap_or_default().to_owned()));
                 }
                 Err(error) if is_not_found(&error) && args.ignore_not_found => continue,
@@ -330,8 +416,16 @@ pub async fn delete(session: &Session, args: DeleteArgs) -> Result<()> {
             "server" => " (server dry run)",
             _ => "",
         };
-        let how = if args.force { "force deleted" } else { "deleted" };
-        println!("{} {:?} {how}{suffix}", object.kind.type_name(), object.name);
+        let how = if args.force {
+            "force deleted"
+        } else {
+            "deleted"
+        };
+        println!(
+            "{} {:?} {how}{suffix}",
+            object.kind.type_name(),
+            object.name
+        );
     }
     if args.wait && args.dry_run == "none" && !(args.force && grace == 0) {
         let waiting = async {
@@ -347,20 +441,35 @@ pub async fn delete(session: &Session, args: DeleteArgs) -> Result<()> {
                 .map_err(|_| anyhow!("timed out waiting for the condition"))??,
         }
     }
-    if failed > 0 { Err(Exit(1).into()) } else { Ok(()) }
+    if failed > 0 {
+        Err(Exit(1).into())
+    } else {
+        Ok(())
+    }
 }
 
 /// Waits until the object is gone, or another one has its name.
 pub async fn until_gone(session: &Session, object: &target::Object, uid: &str) -> Result<()> {
     let collection = object.kind.path(object.namespace.as_deref());
     loop {
-        let query = format!("&fieldSelector={}", escape(&format!("metadata.name={}", object.name)));
-        let list = session.list(&collection, &query, "application/json").await?;
-        let there = list["items"].as_array().into_iter().flatten().any(|item| uid.is_empty() || item["metadata"]["uid"] == uid);
+        let query = format!(
+            "&fieldSelector={}",
+            escape(&format!("metadata.name={}", object.name))
+        );
+        let list = session
+            .list(&collection, &query, "application/json")
+            .await?;
+        let there = list["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|item| uid.is_empty() || item["metadata"]["uid"] == uid);
         if !there {
             return Ok(());
         }
-        let revision = list["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+        let revision = list["metadata"]["resourceVersion"]
+            .as_str()
+            .unwrap_or_default();
         let url = format!("{collection}?watch=true&resourceVersion={revision}{query}");
         let mut events = session.watch(&url, "application/json").await?;
         while let Some(event) = events.next().await {
@@ -383,7 +492,14 @@ pub struct EditArgs {
 }
 
 pub async fn edit(session: &Session, args: EditArgs) -> Result<()> {
-    let objects = target::objects(session, &args.resources, &Selectors::default(), false, &Files::default()).await?;
+    let objects = target::objects(
+        session,
+        &args.resources,
+        &Selectors::default(),
+        false,
+        &Files::default(),
+    )
+    .await?;
     for object in objects {
         let mut live = session.get(&object.path()).await?;
         if let Some(meta) = live["metadata"].as_object_mut() {
@@ -392,8 +508,13 @@ pub async fn edit(session: &Session, args: EditArgs) -> Result<()> {
         let file = std::env::temp_dir().join(format!("skiff-edit-{}.yaml", uuid::Uuid::new_v4()));
         let header = "# Please edit the object below. Lines beginning with a '#' will be ignored,\n# and an empty file will abort the edit.\n#\n";
         std::fs::write(&file, format!("{header}{}", super::output::yaml(&live)?))?;
-        let editor = std::env::var("KUBE_EDITOR").or_else(|_| std::env::var("EDITOR")).unwrap_or_else(|_| "vi".into());
-        let status = std::process::Command::new("sh").args(["-c", &format!("{editor} \"$1\""), "sh"]).arg(&file).status()?;
+        let editor = std::env::var("KUBE_EDITOR")
+            .or_else(|_| std::env::var("EDITOR"))
+            .unwrap_or_else(|_| "vi".into());
+        let status = std::process::Command::new("sh")
+            .args(["-c", &format!("{editor} \"$1\""), "sh"])
+            .arg(&file)
+            .status()?;
         let text = std::fs::read_to_string(&file)?;
         std::fs::remove_file(&file)?;
         if !status.success() {
@@ -404,12 +525,17 @@ pub async fn edit(session: &Session, args: EditArgs) -> Result<()> {
             continue;
         };
         let schema = Schema::builtin(&object.kind.group, &object.kind.version, &object.kind.kind);
-        let Some(patch) = three_way::patch(&live, &edited, &live, schema.as_ref().map(Schema::shape)) else {
+        let Some(patch) =
+            three_way::patch(&live, &edited, &live, schema.as_ref().map(Schema::shape))
+        else {
             println!("Edit cancelled, no changes made.");
             continue;
         };
         let kind = if schema.is_some() { STRATEGIC } else { MERGE };
-        let result = args.writing.patch(session, &object.path(), kind, &patch).await?;
+        let result = args
+            .writing
+            .patch(session, &object.path(), kind, &patch)
+            .await?;
         args.writing.report(&object.kind, &result, "edited")?;
     }
     Ok(())
