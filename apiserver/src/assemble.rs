@@ -98,6 +98,8 @@ pub async fn start(config: &Config) -> Result<Running> {
         discovery: discovery::Documents {
             address: advertised.to_string(),
         },
+        openapi: crate::openapi::Documents::default(),
+        in_flight: tokio::sync::Semaphore::new(crate::server::MAX_IN_FLIGHT),
         kubelets: kubelet::Kubelets::new(config)?,
         registry,
         shutdown,

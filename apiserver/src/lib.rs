@@ -23,6 +23,7 @@ pub mod fields;
 pub mod kubelet;
 pub mod negotiate;
 pub mod node_metrics;
+pub mod openapi;
 pub mod query;
 pub mod registry;
 pub mod request;

@@ -151,11 +151,7 @@ impl Registry {
     /// The stored form, in the version that is stored.
     pub(super) fn encode(&self, served: &Served, object: &Value) -> Result<bytes::Bytes> {
         Ok(match served.converts() {
-            true => codec::encode(&decode::convert(
-                object,
-                &served.resource,
-                &served.storage.resource,
-            )?),
+            true => codec::encode(&decode::convert(object.clone(), &served.storage.resource)),
             false => codec::encode(object),
         })
     }

@@ -197,17 +197,9 @@ pub fn complete(served: &Served, mut object: Value) -> Value {
 }
 
 /// The same object in another version of its kind.
-pub fn convert(object: &Value, from: &Resource, to: &Resource) -> Result<Value> {
-    if from.kind != to.kind {
-        return Err(Status::internal(format!(
-            "{} is not {}",
-            from.group_version_kind(),
-            to.group_version_kind()
-        )));
-    }
-    let mut object = object.clone();
-    object["apiVersion"] = to.api_version().into();
-    Ok(object)
+#[must_use]
+pub fn convert(object: Value, to: &Resource) -> Value {
+    apimachinery::convert::convert(object, &to.api_version())
 }
 
 #[cfg(test)]

@@ -122,7 +122,7 @@ impl Registry {
         object::set_metadata(&mut stored, "resourceVersion", kv.mod_revision.to_string());
         let served = target.served;
         let object = match served.converts() {
-            true => decode::convert(&stored, &served.storage.resource, &served.resource)?,
+            true => decode::convert(stored, &served.resource),
             false => stored,
         };
         Ok(Current {
@@ -277,7 +277,7 @@ impl Registry {
     pub fn document(&self, target: Target<'_>, object: &Arc<Object>) -> Result<Value> {
         let served = target.served;
         match served.converts() {
-            true => decode::convert(&object.value(), &served.storage.resource, &served.resource),
+            true => Ok(decode::convert(object.value(), &served.resource)),
             false => Ok(object.value()),
         }
     }

@@ -13,6 +13,7 @@ pub mod subresources;
 pub mod watch;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use apimachinery::status::{Result, Status};
 use http::header::HeaderValue;
@@ -39,12 +40,15 @@ pub struct Connection {
 /// A request that may go on: everything about it but its body.
 pub struct Exchange {
     pub server: Arc<Server>,
-    pub info: RequestInfo,
+    pub info: Arc<RequestInfo>,
     pub query: Query,
     pub user: Arc<UserInfo>,
     pub method: Method,
     pub headers: HeaderMap,
 }
+
+/// How long a request that is not a watch, log or session may take.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Answers a request. Every failure is a Status document.
 pub async fn handle(
@@ -52,28 +56,44 @@ pub async fn handle(
     connection: Arc<Connection>,
     request: Request<Incoming>,
 ) -> Reply {
+    let began = Instant::now();
     let is_head = request.method() == Method::HEAD;
-    let mut response = match answer(server, &connection, request).await {
-        Ok(response) => response,
-        Err(status) => respond::failure(&status),
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let info = match RequestInfo::parse(request.method(), request.uri().path(), &query) {
+        Ok(info) => Arc::new(info),
+        Err(status) => return respond::failure(&status),
     };
+    let answered = answer(server.clone(), &connection, info.clone(), query, request);
+    let answered = if info.is_long_running() {
+        answered.await
+    } else {
+        let late = "request did not complete within the allotted timeout";
+        tokio::time::timeout(TIMEOUT, answered)
+            .await
+            .unwrap_or_else(|_| Err(Status::timeout(late, 1)))
+    };
+    let mut response = answered.unwrap_or_else(|status| respond::failure(&status));
     if is_head {
         *response.body_mut() = crate::body::Body::empty();
     }
+    server
+        .metrics
+        .observe(&info, response.status().as_u16(), began.elapsed());
     response
 }
 
 async fn answer(
     server: Arc<Server>,
     connection: &Connection,
+    info: Arc<RequestInfo>,
+    query: Query,
     request: Request<Incoming>,
 ) -> Result<Reply> {
-    let query = Query::parse(request.uri().query().unwrap_or_default());
-    let info = RequestInfo::parse(request.method(), request.uri().path(), &query)?;
     let headers = request.headers();
+    let certificate = connection.certificate.as_ref();
     let user = server
         .authenticator
-        .authenticate(headers, connection.certificate.as_ref(), &info.path)
+        .authenticate(headers, certificate, &info.path)
         .await?;
     let user = match impersonate(headers, &user, &*server.authorizer).await? {
         Some(other) => Arc::new(other),
@@ -83,20 +103,24 @@ async fn answer(
     if info.is_resource || !Health::is_path(&info.path) {
         authz::require(&*server.authorizer, &Attributes::of(&user, &info)).await?;
     }
-    let method = request.method().clone();
-    let headers = headers.clone();
+    let _permit = if info.is_long_running() {
+        None
+    } else {
+        let busy = || Status::too_many_requests("too many requests, please try again later.", 1);
+        Some(server.in_flight.try_acquire().map_err(|_| busy())?)
+    };
     let exchange = Exchange {
-        server,
-        info,
+        server: server.clone(),
         query,
         user,
-        method,
-        headers,
+        method: request.method().clone(),
+        headers: headers.clone(),
+        info,
     };
     if exchange.info.is_resource {
         return route(exchange, request).await;
     }
-    exchange.server.clone().fixed(&exchange).await
+    server.clone().fixed(&exchange).await
 }
 
 /// Resources: the kind is found by its path, then the verb decides.

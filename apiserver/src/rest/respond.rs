@@ -159,11 +159,7 @@ impl Presenter<'_> {
         if !self.served.converts() {
             return Ok(object.bytes.clone());
         }
-        let value = decode::convert(
-            &object.value(),
-            &self.served.storage.resource,
-            &self.served.resource,
-        )?;
+        let value = decode::convert(object.value(), &self.served.resource);
         let mut out = Vec::new();
         write_json(&mut out, &value);
         Ok(out.into())
@@ -173,11 +169,7 @@ impl Presenter<'_> {
         if !self.served.converts() {
             return Ok(object.value());
         }
-        decode::convert(
-            &object.value(),
-            &self.served.storage.resource,
-            &self.served.resource,
-        )
+        Ok(decode::convert(object.value(), &self.served.resource))
     }
 
     /// An object in the shape of the request, as JSON: also what a watch event carries. A table's columns are only

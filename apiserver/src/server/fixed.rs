@@ -38,6 +38,10 @@ impl Server {
                     None => Err(Status::unknown_path()),
                 }
             }
+            path if path.starts_with("/openapi") => self
+                .openapi
+                .answer(&self.registry, exchange)
+                .unwrap_or_else(|| Err(Status::unknown_path())),
             _ => self
                 .discovery
                 .answer(&self.registry, exchange)

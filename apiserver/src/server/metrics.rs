@@ -1,10 +1,14 @@
 //! `/metrics`: counts and latencies of requests under Kubernetes' names, and the process itself.
 
 use std::collections::HashMap;
+use std::collections::hash_map::{Entry, RandomState};
 use std::fmt::Write;
+use std::hash::BuildHasher;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+
+use crate::request::RequestInfo;
 
 /// Upper bounds of the latency histogram, in seconds.
 const BUCKETS: [f64; 12] = [
@@ -13,7 +17,7 @@ const BUCKETS: [f64; 12] = [
 /// No more series than this: resources come from the table, but a custom one may come and go.
 const MAX_SERIES: usize = 4096;
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug)]
 struct Series {
     verb: String,
     group: String,
@@ -29,27 +33,39 @@ struct Latency {
     sum: f64,
 }
 
-/// The counters of one server.
+/// The counters of one server, by the hash of what they count: noting a request allocates nothing.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    requests: Mutex<HashMap<Series, Latency>>,
+    requests: Mutex<HashMap<u64, (Series, Latency)>>,
+    hasher: RandomState,
 }
 
 impl Metrics {
     /// Notes an answered request.
-    pub fn observe(&self, info: &crate::request::RequestInfo, code: u16, took: Duration) {
-        let series = Series {
-            verb: info.verb.to_ascii_uppercase(),
-            group: info.group.clone(),
-            resource: info.resource.clone(),
-            subresource: info.subresource.clone(),
+    pub fn observe(&self, info: &RequestInfo, code: u16, took: Duration) {
+        let key = (
+            &info.verb,
+            &info.group,
+            &info.resource,
+            &info.subresource,
             code,
-        };
+        );
         let mut requests = self.requests.lock();
-        if requests.len() >= MAX_SERIES && !requests.contains_key(&series) {
-            return;
-        }
-        let latency = requests.entry(series).or_default();
+        let count = requests.len();
+        let (_, latency) = match requests.entry(self.hasher.hash_one(key)) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(_) if count >= MAX_SERIES => return,
+            Entry::Vacant(entry) => entry.insert((
+                Series {
+                    verb: info.verb.to_ascii_uppercase(),
+                    group: info.group.clone(),
+                    resource: info.resource.clone(),
+                    subresource: info.subresource.clone(),
+                    code,
+                },
+                Latency::default(),
+            )),
+        };
         let seconds = took.as_secs_f64();
         latency.count += 1;
         latency.sum += seconds;
@@ -69,7 +85,7 @@ impl Metrics {
             "# HELP apiserver_request_total Counter of apiserver requests."
         );
         let _ = writeln!(out, "# TYPE apiserver_request_total counter");
-        for (series, latency) in requests.iter() {
+        for (series, latency) in requests.values() {
             let _ = writeln!(
                 out,
                 "apiserver_request_total{{{},code=\"{}\"}} {}",
@@ -84,7 +100,7 @@ impl Metrics {
         );
         let _ = writeln!(out, "# TYPE apiserver_request_duration_seconds histogram");
         let mut merged: HashMap<String, Latency> = HashMap::new();
-        for (series, latency) in requests.iter() {
+        for (series, latency) in requests.values() {
             let sum = merged.entry(labels(series)).or_default();
             sum.count += latency.count;
             sum.sum += latency.sum;

@@ -21,6 +21,9 @@ use crate::registry::Registry;
 use health::Health;
 use metrics::Metrics;
 
+/// How many requests, watches and the like aside, are answered at a time.
+pub const MAX_IN_FLIGHT: usize = 2000;
+
 /// Everything that a request may need.
 pub struct Server {
     pub registry: Arc<Registry>,
@@ -30,7 +33,10 @@ pub struct Server {
     pub health: Health,
     pub metrics: Metrics,
     pub discovery: crate::discovery::Documents,
+    pub openapi: crate::openapi::Documents,
     pub kubelets: crate::kubelet::Kubelets,
+    /// One permit per request that is being answered, so that a flood is refused instead of filling memory.
+    pub in_flight: tokio::sync::Semaphore,
     /// Cancelled when the server is to stop: watches end, connections drain.
     pub shutdown: CancellationToken,
 }

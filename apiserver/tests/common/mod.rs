@@ -1,0 +1,375 @@
+//! A server in this process, on a loopback port, with certificates and a store of its own; and a client for it.
+
+#![allow(dead_code)]
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use apiserver::assemble::{self, Running};
+use apiserver::config::Config;
+use bytes::Bytes;
+use clap::Parser;
+use http::{HeaderMap, Method, Request};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+/// How long anything that is waited for may take.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub struct Api {
+    pub address: SocketAddr,
+    pub directory: TempDir,
+    admin: TlsConnector,
+    nobody: TlsConnector,
+    running: Option<Running>,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    pub code: u16,
+    pub headers: HeaderMap,
+    pub bytes: Bytes,
+    pub body: Value,
+}
+
+impl Answer {
+    pub fn message(&self) -> &str {
+        self.body["message"].as_str().unwrap_or_default()
+    }
+
+    /// Asserts that this is a Status of that code and reason.
+    #[track_caller]
+    pub fn refused(&self, code: u16, reason: &str) -> &str {
+        assert_eq!(
+            (self.code, self.body["reason"].as_str()),
+            (code, Some(reason)),
+            "{}",
+            self.body
+        );
+        assert_eq!(self.body["kind"], "Status");
+        assert_eq!(self.body["status"], "Failure");
+        self.message()
+    }
+
+    #[track_caller]
+    pub fn ok(self) -> Value {
+        assert!(
+            (200..300).contains(&self.code),
+            "{} {}",
+            self.code,
+            self.body
+        );
+        self.body
+    }
+}
+
+impl Api {
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    pub async fn start_with(flags: &[&str]) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let directory = TempDir::new().unwrap();
+        let pki = Pki::new(directory.path());
+        let running = serve(directory.path(), flags).await;
+        let api = Self {
+            address: running.addresses[0],
+            admin: pki.connector(Some("system:masters")),
+            nobody: pki.connector(None),
+            directory,
+            running: Some(running),
+        };
+        api.until_ready().await;
+        api
+    }
+
+    /// Stops the server and starts another one on the same data.
+    pub async fn restart(&mut self) {
+        let running = self.running.take().unwrap();
+        running.server.shutdown.cancel();
+        running.finished().await;
+        let running = serve(self.directory.path(), &[]).await;
+        self.address = running.addresses[0];
+        self.running = Some(running);
+        self.until_ready().await;
+    }
+
+    async fn until_ready(&self) {
+        let ready = async {
+            while self.get("/readyz").await.code != 200 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, ready)
+            .await
+            .expect("the server becomes ready");
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, &[], Bytes::new()).await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send(
+            Method::POST,
+            path,
+            &[("content-type", "application/json")],
+            body.to_string().into(),
+        )
+        .await
+    }
+
+    pub async fn put(&self, path: &str, body: &Value) -> Answer {
+        self.send(
+            Method::PUT,
+            path,
+            &[("content-type", "application/json")],
+            body.to_string().into(),
+        )
+        .await
+    }
+
+    pub async fn patch(&self, path: &str, kind: &str, body: &Value) -> Answer {
+        let media = format!("application/{kind}-patch+json");
+        self.send(
+            Method::PATCH,
+            path,
+            &[("content-type", &media)],
+            body.to_string().into(),
+        )
+        .await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send(Method::DELETE, path, &[], Bytes::new()).await
+    }
+
+    pub async fn delete_with(&self, path: &str, options: &Value) -> Answer {
+        self.send(
+            Method::DELETE,
+            path,
+            &[("content-type", "application/json")],
+            options.to_string().into(),
+        )
+        .await
+    }
+
+    /// A request as the administrator.
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Answer {
+        self.send_as(&self.admin, method, path, headers, body).await
+    }
+
+    /// A request without a client certificate.
+    pub async fn send_anonymously(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Answer {
+        self.send_as(&self.nobody, method, path, headers, Bytes::new())
+            .await
+    }
+
+    async fn send_as(
+        &self,
+        identity: &TlsConnector,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Answer {
+        let exchange = async {
+            let response = self.open(identity, method, path, headers, body).await;
+            let (parts, body) = response.into_parts();
+            let bytes = body.collect().await.unwrap().to_bytes();
+            let body = serde_json::from_slice(&bytes).unwrap_or_default();
+            Answer {
+                code: parts.status.as_u16(),
+                headers: parts.headers,
+                bytes,
+                body,
+            }
+        };
+        tokio::time::timeout(PATIENCE, exchange)
+            .await
+            .expect("an answer in time")
+    }
+
+    async fn open(
+        &self,
+        identity: &TlsConnector,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> http::Response<Incoming> {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let name = ServerName::from(self.address.ip());
+        let stream = identity.connect(name, stream).await.unwrap();
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "test");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        sender
+            .send_request(request.body(Full::new(body)).unwrap())
+            .await
+            .unwrap()
+    }
+
+    /// Opens a watch.
+    pub async fn watch(&self, path: &str) -> Watch {
+        let response = self
+            .open(&self.admin, Method::GET, path, &[], Bytes::new())
+            .await;
+        assert_eq!(response.status(), 200);
+        Watch {
+            body: response.into_body(),
+            buffer: Vec::new(),
+        }
+    }
+}
+
+/// An open watch.
+pub struct Watch {
+    body: Incoming,
+    buffer: Vec<u8>,
+}
+
+impl Watch {
+    /// The next event; `None` when the server has ended the watch.
+    pub async fn next(&mut self) -> Option<Value> {
+        let next = async {
+            loop {
+                if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                    return Some(serde_json::from_slice(&line).unwrap());
+                }
+                let frame = self.body.frame().await?.ok()?;
+                self.buffer.extend_from_slice(&frame.into_data().unwrap());
+            }
+        };
+        tokio::time::timeout(PATIENCE, next)
+            .await
+            .expect("an event in time")
+    }
+
+    /// Type and name of the next event.
+    pub async fn summary(&mut self) -> (String, String) {
+        let event = self.next().await.expect("an event");
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        (
+            text(&event["type"]),
+            text(&event["object"]["metadata"]["name"]),
+        )
+    }
+}
+
+async fn serve(directory: &Path, flags: &[&str]) -> Running {
+    let path = |name: &str| directory.join(name).display().to_string();
+    let mut arguments: Vec<String> = [
+        "apiserver",
+        "--bind-address",
+        "127.0.0.1",
+        "--secure-port",
+        "0",
+    ]
+    .map(str::to_owned)
+    .into();
+    for (flag, file) in [
+        ("--tls-cert-file", "server.crt"),
+        ("--tls-private-key-file", "server.key"),
+        ("--client-ca-file", "ca.crt"),
+        ("--service-account-signing-key-file", "sa.key"),
+        ("--data-dir", "data"),
+    ] {
+        arguments.extend([flag.to_owned(), path(file)]);
+    }
+    arguments.extend(flags.iter().map(ToString::to_string));
+    assemble::start(&Config::parse_from(arguments))
+        .await
+        .expect("the server starts")
+}
+
+struct Pki {
+    authority: Issuer<'static, KeyPair>,
+    certificate: CertificateDer<'static>,
+}
+
+impl Pki {
+    fn new(directory: &Path) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "kubernetes");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = params.self_signed(&key).unwrap();
+        let write = |name: &str, text: String| std::fs::write(directory.join(name), text).unwrap();
+        write("ca.crt", authority.pem());
+        let pki = Self {
+            certificate: authority.der().clone(),
+            authority: Issuer::new(params, key),
+        };
+        let (certificate, key) = pki.issue("kube-apiserver", None);
+        write("server.crt", certificate);
+        write("server.key", key);
+        write("sa.key", KeyPair::generate().unwrap().serialize_pem());
+        pki
+    }
+
+    fn issue(&self, name: &str, group: Option<&str>) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        if let Some(group) = group {
+            params
+                .distinguished_name
+                .push(DnType::OrganizationName, group);
+        }
+        params.subject_alt_names = vec![SanType::IpAddress([127, 0, 0, 1].into())];
+        let certificate = params.signed_by(&key, &self.authority).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    fn connector(&self, group: Option<&str>) -> TlsConnector {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.certificate.clone()).unwrap();
+        let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
+        let config = match group {
+            Some(group) => {
+                let (certificate, key) = self.issue("admin", Some(group));
+                let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
+                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+                builder
+                    .with_client_auth_cert(vec![certificate], key)
+                    .unwrap()
+            }
+            None => builder.with_no_client_auth(),
+        };
+        TlsConnector::from(Arc::new(config))
+    }
+}
