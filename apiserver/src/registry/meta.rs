@@ -86,7 +86,8 @@ pub fn keep(object: &mut Value, old: &Value) {
     if object::uid(object).is_empty() {
         object::set_metadata(object, "uid", kept["uid"].clone());
     }
-    for field in ["creationTimestamp", "generation"] {
+    // The version has been compared; one that was left out means the current one.
+    for field in ["creationTimestamp", "generation", "resourceVersion"] {
         object::set_metadata(object, field, kept[field].clone());
     }
     for field in ["selfLink", "managedFields"] {

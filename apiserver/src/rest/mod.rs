@@ -3,6 +3,7 @@
 //! [`handle`] is the whole chain: read the request, who, may they, then [`objects`], [`subresources`] or one of
 //! the fixed paths. Nothing here knows a kind.
 
+pub mod components;
 pub mod connect;
 pub mod eviction;
 pub mod objects;
@@ -148,6 +149,10 @@ async fn route(exchange: Exchange, request: Request<Incoming>) -> Result<Reply> 
     if !info.subresource.is_empty() {
         return subresources::handle(exchange, served, request).await;
     }
+    let one = matches!(&*info.verb, "update" | "patch" | "delete");
+    if (one && info.name.is_empty()) || (info.verb == "create" && !info.name.is_empty()) {
+        return Err(Status::method_not_allowed());
+    }
     if info.verb == "proxy" || info.parts.len() > 2 {
         return Err(Status::unknown_path());
     }
@@ -156,6 +161,9 @@ async fn route(exchange: Exchange, request: Request<Incoming>) -> Result<Reply> 
     }
     if resource.group == crate::node_metrics::GROUP {
         return crate::node_metrics::answer(&exchange, &served).await;
+    }
+    if !resource.is_stored() && info.verb != "create" {
+        return components::answer(&exchange, &served).await;
     }
     objects::handle(exchange, served, request).await
 }
