@@ -285,6 +285,8 @@ impl Encoder {
             block.put_slice(&[0x78, 0x01]);
         }
         store(&mut block, &plain);
+        // An empty block is a flush: Go's reader hands out nothing before it has seen one.
+        store(&mut block, &[]);
         block
     }
 }

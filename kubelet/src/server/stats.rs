@@ -154,6 +154,10 @@ fn of_container(stats: &cri::ContainerStats, uid: &str) -> Option<(String, Usage
     let value = |v: &Option<cri::UInt64Value>| v.as_ref().map_or(0, |v| v.value);
     let memory = stats.memory.clone().unwrap_or_default();
     let working_set = value(&memory.working_set_bytes);
+    // One that has ended uses nothing, and is no longer told of.
+    if working_set == 0 {
+        return None;
+    }
     Some((
         labels.get(keys::CONTAINER_NAME)?.clone(),
         Usage {
@@ -168,11 +172,11 @@ fn of_container(stats: &cri::ContainerStats, uid: &str) -> Option<(String, Usage
     ))
 }
 
-/// The node's own group, or, where it has none of its own, the whole machine.
+/// The node's own group; the root of v2 has no counters, there the machine's own do.
 fn whole_node(node: &Node) -> Usage {
-    let root = node.flags.cgroup_root.trim_matches('/');
-    if !root.is_empty() {
-        return node.cgroups.usage(root);
+    let own = node.cgroups.usage(&node.flags.cgroup_root);
+    if own.memory_usage > 0 {
+        return own;
     }
     let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     let fields = text
