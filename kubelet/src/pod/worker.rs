@@ -44,8 +44,8 @@ pub enum Message {
 /// How an operation ended.
 #[derive(Debug)]
 pub enum Outcome {
-    Volumes(Result<volumes::Setup, String>),
-    Refreshed(Result<volumes::Setup, String>),
+    Volumes(volumes::Setup, Result<(), String>),
+    Refreshed(volumes::Setup, Result<(), String>),
     Sandbox(Result<(), String>),
     Started {
         name: String,
@@ -259,6 +259,7 @@ impl Worker {
             Message::Pod(pod) => self.adopt(pod),
             Message::Gone => self.gone = true,
             Message::Look => self.stale = true,
+            Message::Refresh if !self.memory.volumes_ready => self.memory.setup_failure = None,
             Message::Refresh => self.refresh(),
             Message::Exited(id) => {
                 self.stale = true;
@@ -302,7 +303,8 @@ impl Worker {
                 self.memory.setup = Some(SetupKind::Volumes);
                 let facts = node.field_facts(&self.pod_ips());
                 self.ops.spawn(async move {
-                    Outcome::Volumes(volumes::set_up(&node, &pod, &facts).await)
+                    let (setup, result) = volumes::set_up(&node, &pod, &facts).await;
+                    Outcome::Volumes(setup, result)
                 });
             }
             Action::CreateSandbox { attempt } => {
@@ -467,8 +469,10 @@ impl Worker {
             self.pod.clone(),
             self.node.field_facts(&self.pod_ips()),
         );
-        self.ops
-            .spawn(async move { Outcome::Refreshed(volumes::set_up(&node, &pod, &facts).await) });
+        self.ops.spawn(async move {
+            let (setup, result) = volumes::set_up(&node, &pod, &facts).await;
+            Outcome::Refreshed(setup, result)
+        });
     }
 
     fn pod_ips(&self) -> Vec<String> {
@@ -485,10 +489,14 @@ impl Worker {
     fn finish(&mut self, outcome: Outcome) {
         let now = Timestamp::now();
         match outcome {
-            Outcome::Volumes(result) => {
+            Outcome::Volumes(setup, result) => {
                 self.memory.setup = None;
+                // What was missing is followed too: its appearance ends the wait.
+                self.node
+                    .objects
+                    .follow(model::uid(&self.pod), &setup.shows);
                 match result {
-                    Ok(setup) => {
+                    Ok(()) => {
                         self.memory.volumes_ready = true;
                         self.memory.setup_failure = None;
                         self.take_volumes(setup);
@@ -496,10 +504,10 @@ impl Worker {
                     Err(message) => self.setup_failed("FailedMount", &message, now),
                 }
             }
-            Outcome::Refreshed(result) => {
+            Outcome::Refreshed(setup, result) => {
                 self.refreshing = false;
                 match result {
-                    Ok(setup) => self.take_volumes(setup),
+                    Ok(()) => self.take_volumes(setup),
                     Err(message) => {
                         Report::pod(&self.node, &self.pod).warning("FailedMount", &message);
                         self.refresh_at = Some(now + SignedDuration::from_secs(60));

@@ -36,22 +36,27 @@ pub struct Owner {
     pub group: Option<u32>,
 }
 
-/// Makes every volume; the error reads as the kubelet's `FailedMount` event.
-pub async fn set_up(node: &Node, pod: &Pod, facts: &FieldFacts) -> Result<Setup, String> {
+/// Makes every volume; the error reads as the kubelet's `FailedMount` event. The setup is of use
+/// even then: it names the objects that were looked for.
+pub async fn set_up(node: &Node, pod: &Pod, facts: &FieldFacts) -> (Setup, Result<(), String>) {
     let mut setup = Setup::default();
     let dir = files::pod_dir(&node.flags.root_dir, pod);
-    std::fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-    for volume in model::spec(pod).volumes.iter().flatten() {
-        let made = one(node, pod, volume, &dir, facts, &mut setup).await;
-        let (path, read_only) = made.map_err(|e| {
-            format!(
-                "MountVolume.SetUp failed for volume \"{}\" : {e}",
-                volume.name
-            )
-        })?;
-        setup.paths.insert(volume.name.clone(), (path, read_only));
+    if let Err(e) = std::fs::create_dir_all(&dir) {
+        return (setup, Err(format!("{}: {e}", dir.display())));
     }
-    Ok(setup)
+    for volume in model::spec(pod).volumes.iter().flatten() {
+        match one(node, pod, volume, &dir, facts, &mut setup).await {
+            Ok(place) => drop(setup.paths.insert(volume.name.clone(), place)),
+            Err(e) => {
+                let message = format!(
+                    "MountVolume.SetUp failed for volume \"{}\" : {e}",
+                    volume.name
+                );
+                return (setup, Err(message));
+            }
+        }
+    }
+    (setup, Ok(()))
 }
 
 async fn one(

@@ -128,14 +128,14 @@ async fn object(
     content: &mut Content,
 ) -> Result<(), String> {
     let namespace = model::namespace(pod);
+    setup
+        .shows
+        .insert((part.kind, namespace.to_string(), part.name.to_string()));
     let found = node
         .objects
         .get(part.kind, namespace, part.name)
         .await
         .map_err(|e| e.to_string())?;
-    setup
-        .shows
-        .insert((part.kind, namespace.to_string(), part.name.to_string()));
     match found {
         Some(payload) => select(&payload, &part, mode, content),
         None if part.optional => Ok(()),
