@@ -79,17 +79,32 @@ pub fn has_any(container: &Container) -> bool {
         || container.readiness_probe.is_some()
 }
 
-/// Starts the probes of a container that runs since `since`.
+/// A container whose probes are to start.
+#[derive(Debug)]
+pub struct Subject<'a> {
+    pub container: &'a Container,
+    pub id: &'a str,
+    /// Where HTTP, TCP and gRPC probes go.
+    pub ip: &'a str,
+    /// When it was started.
+    pub since: Timestamp,
+    pub state: ProbeState,
+}
+
+/// Starts the probes of a running container.
 pub fn start(
     node: &Arc<Node>,
     pod: &Arc<Pod>,
-    container: &Container,
-    id: &str,
-    ip: &str,
-    since: Timestamp,
-    state: ProbeState,
+    subject: Subject<'_>,
     out: &UnboundedSender<Message>,
 ) -> Probes {
+    let Subject {
+        container,
+        id,
+        ip,
+        since,
+        state,
+    } = subject;
     let target = Arc::new(Target {
         node: node.clone(),
         pod: pod.clone(),

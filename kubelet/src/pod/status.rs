@@ -150,7 +150,7 @@ fn container_phase(
     let spec = model::spec(o.pod);
     let (mut pending_init, mut waiting, mut running, mut stopped, mut succeeded, mut final_stops) =
         (0, 0, 0, 0, 0, 0);
-    let initialized = mains.iter().any(|s| has_run(s));
+    let initialized = mains.iter().any(has_run);
     for container in model::init_containers(o.pod) {
         let Some(s) = find(inits, &container.name) else {
             pending_init += 1;

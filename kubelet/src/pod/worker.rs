@@ -719,11 +719,13 @@ impl Worker {
             let tasks = probes::start(
                 &self.node,
                 &self.pod,
-                container,
-                &c.id,
-                &ip,
-                since,
-                state,
+                probes::Subject {
+                    container,
+                    id: &c.id,
+                    ip: &ip,
+                    since,
+                    state,
+                },
                 &self.handle,
             );
             self.memory.probes.insert(c.id.clone(), state);

@@ -102,7 +102,7 @@ where
             if reader.read_buf(incoming.decoder.buffer()).await? == 0 {
                 break;
             }
-            while let Some(frame) = incoming.decoder.next()? {
+            while let Some(frame) = incoming.decoder.frame()? {
                 match frame {
                     Frame::Ping { id } => frames.send(Frame::Ping { id }).await?,
                     Frame::GoAway => incoming.open.clear(),
@@ -330,7 +330,7 @@ where
         let mut decoder = Decoder::new();
         let mut open = ports.len();
         while open > 0 && reader.read_buf(decoder.buffer()).await? > 0 {
-            while let Some(frame) = decoder.next()? {
+            while let Some(frame) = decoder.frame()? {
                 match frame {
                     Frame::Ping { id } => frames.send(Frame::Ping { id }).await?,
                     Frame::GoAway => open = 0,

@@ -82,7 +82,7 @@ impl Decoder {
     }
 
     /// The next whole frame, if it has arrived.
-    pub fn next(&mut self) -> Result<Option<Frame>, Error> {
+    pub fn frame(&mut self) -> Result<Option<Frame>, Error> {
         let Some(head) = self.buffer.get(..8) else {
             return Ok(None);
         };
@@ -369,7 +369,7 @@ mod tests {
             let (mut decoder, mut got) = (Decoder::new(), Vec::new());
             for part in wire.chunks(step) {
                 decoder.feed(part);
-                while let Some(f) = decoder.next().unwrap() {
+                while let Some(f) = decoder.frame().unwrap() {
                     got.push(f);
                 }
             }
@@ -401,7 +401,7 @@ mod tests {
             wire.put_slice(block);
             decoder.feed(&wire);
             assert_eq!(
-                decoder.next(),
+                decoder.frame(),
                 Ok(Some(Frame::SynReply {
                     id: 9,
                     headers,
@@ -419,7 +419,7 @@ mod tests {
         ] {
             let mut decoder = Decoder::new();
             decoder.feed(bad);
-            assert!(decoder.next().is_err());
+            assert!(decoder.frame().is_err());
         }
     }
 }

@@ -152,7 +152,7 @@ fn of_container(stats: &cri::ContainerStats, uid: &str) -> Option<(String, Usage
         return None;
     }
     let value = |v: &Option<cri::UInt64Value>| v.as_ref().map_or(0, |v| v.value);
-    let memory = stats.memory.clone().unwrap_or_default();
+    let memory = stats.memory.unwrap_or_default();
     let working_set = value(&memory.working_set_bytes);
     // One that has ended uses nothing, and is no longer told of.
     if working_set == 0 {

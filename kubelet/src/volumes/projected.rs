@@ -327,7 +327,8 @@ mod tests {
             path: "z".into(),
             mode: None,
         }];
-        let table: [(Option<&[KeyToPath]>, bool, Result<Vec<&str>, &str>); 4] = [
+        type Row<'a> = (Option<&'a [KeyToPath]>, bool, Result<Vec<&'a str>, &'a str>);
+        let table: [Row; 4] = [
             (None, false, Ok(vec!["a", "b"])),
             (Some(&items), false, Ok(vec!["x/y"])),
             (Some(&gone), true, Ok(vec![])),
