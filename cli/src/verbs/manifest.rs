@@ -131,7 +131,8 @@ pub fn parse(text: &str) -> Result<Vec<Value>> {
         let list = document["kind"]
             .as_str()
             .is_some_and(|kind| kind.ends_with("List"));
-        match document["items"].as_array_mut().filter(|_| list) {
+        let items = document.get_mut("items").and_then(Value::as_array_mut);
+        match items.filter(|_| list) {
             Some(items) => objects.append(items),
             None => objects.push(document),
         }
@@ -190,5 +191,12 @@ mod tests {
             .collect();
         assert_eq!(kinds, ["A", "B", "C", "D"]);
         assert!(parse("a: [").is_err());
+    }
+
+    #[test]
+    fn documents_come_out_as_they_were_written() {
+        let parsed = parse("kind: Pod\nmetadata: {name: a}\n").unwrap();
+        let wanted = serde_json::json!({"kind": "Pod", "metadata": {"name": "a"}});
+        assert_eq!(parsed, [wanted]);
     }
 }
