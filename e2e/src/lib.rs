@@ -11,6 +11,7 @@
 //! `deploy/test` installs.
 
 mod cluster;
+pub mod conformance;
 mod leftovers;
 mod tool;
 mod wait;
