@@ -9,7 +9,7 @@
 //!
 //! - [`object`] reads and writes the fields that all objects share; [`names`], [`time`] and [`quantity`] are the
 //!   small formats inside them;
-//! - [`decode`] turns bytes into documents, [`patch`] changes them, [`convert`] takes the few kinds that have two
+//! - [`decode`] turns JSON bytes into documents, [`protobuf`] is the other wire format, [`patch`] changes them, [`convert`] takes the few kinds that have two
 //!   shapes from one to the other, [`validation`] checks metadata;
 //! - [`status`] is the error of the whole API layer, [`field`] the list of field errors inside an "Invalid" one;
 //! - [`selector`] holds label and field selectors;
@@ -25,6 +25,7 @@ pub mod names;
 pub mod object;
 pub mod openapi;
 pub mod patch;
+pub mod protobuf;
 pub mod quantity;
 pub mod resource;
 pub mod schema;
