@@ -244,6 +244,7 @@ fn extend(schema: &mut Value, note: Option<&Note>) {
                 }
             }
             ("atomic", _) => schema["x-kubernetes-map-type"] = json!("atomic"),
+            ("struct", _) => schema["default"] = json!({}),
             (strategy, _) => strategies.push(strategy),
         }
     }

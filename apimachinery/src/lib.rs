@@ -11,6 +11,7 @@
 //!   small formats inside them;
 //! - [`decode`] turns JSON bytes into documents, [`protobuf`] is the other wire format, [`patch`] changes them, [`convert`] takes the few kinds that have two
 //!   shapes from one to the other, [`validation`] checks metadata;
+//! - [`managed`] says who owns which field, and merges by it (server-side apply);
 //! - [`status`] is the error of the whole API layer, [`field`] the list of field errors inside an "Invalid" one;
 //! - [`selector`] holds label and field selectors;
 //! - [`discovery`], [`openapi`] and [`table`] are the documents in which a server tells clients what it has.
@@ -21,6 +22,7 @@ pub mod convert;
 pub mod decode;
 pub mod discovery;
 pub mod field;
+pub mod managed;
 pub mod names;
 pub mod object;
 pub mod openapi;

@@ -187,6 +187,7 @@ fn field(name: Text, node: NodeId) -> Field {
         node,
         default: None,
         required: false,
+        inline: false,
         nullable: false,
         retain_keys: false,
         replace: false,

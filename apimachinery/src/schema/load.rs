@@ -110,6 +110,8 @@ impl Reader {
             node,
             default: default.map(Box::new),
             required: false,
+            // Object metadata is one everywhere.
+            inline: kind == "*meta.v1.ObjectMeta",
             nullable: false,
             retain_keys: false,
             replace: false,
@@ -120,6 +122,7 @@ impl Reader {
                 &mut self.nodes[node as usize],
             ) {
                 (("!", _), _) => field.required = true,
+                (("struct", _), _) => field.inline = true,
                 (("retainKeys", _), _) => field.retain_keys = true,
                 (("replace", _), _) => field.replace = true,
                 (("atomic", _), Node::Map(map)) => map.atomic = true,

@@ -120,6 +120,8 @@ struct Field {
     node: NodeId,
     default: Option<Box<FieldDefault>>,
     required: bool,
+    /// A struct in Go and no pointer: it exists even when it is not written.
+    inline: bool,
     /// A custom resource's field that may be null.
     nullable: bool,
     retain_keys: bool,
@@ -228,6 +230,47 @@ impl<'a> Shape<'a> {
     pub fn items(self) -> Option<Shape<'a>> {
         match self.node {
             Node::List(list) => Some(self.at(list.items)),
+            _ => None,
+        }
+    }
+
+    /// Whether this object itself lists the field, rather than allowing it.
+    pub fn lists(self, name: &str) -> bool {
+        self.object_field(name).is_some()
+    }
+
+    /// Whether a built-in kind's field is a struct that exists even when it is not written.
+    pub fn is_inline(self, field: &str) -> bool {
+        self.object_field(field).is_some_and(|f| f.inline)
+    }
+
+    /// Whether the field of a built-in kind has Go's zero value when it is not written.
+    pub fn is_required(self, field: &str) -> bool {
+        self.arena.native && self.object_field(field).is_some_and(|f| f.required)
+    }
+
+    /// Whether fields that are not listed are kept, whatever they hold.
+    pub fn is_open(self) -> bool {
+        match self.node {
+            Node::Object(object) => object.open,
+            _ => false,
+        }
+    }
+
+    /// An object, or something else in its place.
+    pub fn is_either(self) -> bool {
+        matches!(self.node, Node::Either(_))
+    }
+
+    /// The type of a scalar as server-side apply names it; `None` for what is no scalar.
+    pub fn scalar_name(self) -> Option<&'static str> {
+        match self.node {
+            Node::Scalar(scalar) => Some(match scalar {
+                Scalar::Bool => "boolean",
+                Scalar::Int32 | Scalar::Int64 | Scalar::Number => "numeric",
+                Scalar::String | Scalar::Bytes | Scalar::Time | Scalar::MicroTime => "string",
+                Scalar::Quantity | Scalar::IntOrString => "untyped",
+            }),
             _ => None,
         }
     }
