@@ -22,11 +22,6 @@ impl Discovered {
 
 /// Everything served, and what could not be found out (an aggregated API that is down, say).
 pub async fn discover(client: &kube::Client) -> Result<(Vec<Discovered>, Vec<String>)> {
-    let get = |path: &str| {
-        http::Request::get(path)
-            .body(Vec::new())
-            .map_err(|e| crate::frame::Error::Other(e.to_string()))
-    };
     let groups: APIGroupList = client.request(get("/apis")?).await?;
     let mut versions = vec![(String::new(), "v1".to_owned())];
     for group in groups.groups {
@@ -37,26 +32,40 @@ pub async fn discover(client: &kube::Client) -> Result<(Vec<Discovered>, Vec<Str
     }
     let (mut found, mut failures) = (Vec::new(), Vec::new());
     let lists = versions.into_iter().map(|(group, version)| async move {
-        let path = if group.is_empty() {
-            format!("/api/{version}")
-        } else {
-            format!("/apis/{group}/{version}")
-        };
-        let list: Result<APIResourceList> = async { Ok(client.request(get(&path)?).await?) }.await;
+        let list = resources(client, &group, &version).await;
         (group, version, list)
     });
     let mut lists = futures::stream::iter(lists).buffered(8);
     while let Some((group, version, list)) = lists.next().await {
         match list {
-            Ok(list) => found.extend(
-                list.resources
-                    .into_iter()
-                    .filter_map(|r| convert(&group, &version, r)),
-            ),
+            Ok(list) => found.extend(list),
             Err(error) => failures.push(format!("{group}/{version}: {error}")),
         }
     }
     Ok((found, failures))
+}
+
+/// What one version of a group (`""` is the core one) has.
+pub async fn resources(
+    client: &kube::Client,
+    group: &str,
+    version: &str,
+) -> Result<Vec<Discovered>> {
+    let path = match group {
+        "" => format!("/api/{version}"),
+        _ => format!("/apis/{group}/{version}"),
+    };
+    let list: APIResourceList = client.request(get(&path)?).await?;
+    let resources = list.resources.into_iter();
+    Ok(resources
+        .filter_map(|r| convert(group, version, r))
+        .collect())
+}
+
+fn get(path: &str) -> Result<http::Request<Vec<u8>>> {
+    http::Request::get(path)
+        .body(Vec::new())
+        .map_err(|e| crate::frame::Error::Other(e.to_string()))
 }
 
 fn convert(group: &str, version: &str, resource: APIResource) -> Option<Discovered> {

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::future::Future;
+use std::hash::Hash;
 use std::time::Duration;
 
 use client::events::Recorder;
@@ -299,13 +300,14 @@ pub fn difference(old: &Value, new: &Value) -> Option<Value> {
 }
 
 /// Works on `queue` with `workers` workers until the token is cancelled.
-pub async fn work<F, Fut>(
-    queue: &WorkQueue<String>,
+pub async fn work<K, F, Fut>(
+    queue: &WorkQueue<K>,
     workers: usize,
     token: &CancellationToken,
     reconcile: F,
 ) where
-    F: Fn(String) -> Fut,
+    K: Eq + Hash + Clone + Debug,
+    F: Fn(K) -> Fut,
     Fut: Future<Output = Result<Next>>,
 {
     queue

@@ -17,6 +17,7 @@ pub mod pods;
 pub mod deployment;
 pub mod endpoints;
 pub mod endpointslice;
+pub mod garbagecollector;
 pub mod namespace;
 pub mod nodeipam;
 pub mod nodelifecycle;
@@ -43,6 +44,9 @@ pub const CONTROLLERS: &[(&str, Start)] = &[
     }),
     ("endpointslice-controller", |c, t| {
         Box::pin(endpointslice::run(c, t))
+    }),
+    ("garbage-collector-controller", |c, t| {
+        Box::pin(garbagecollector::run(c, t))
     }),
     ("namespace-controller", |c, t| {
         Box::pin(namespace::run(c, t))
