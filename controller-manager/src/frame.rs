@@ -24,6 +24,7 @@ pub struct Settings {
     pub root_ca: Option<String>,
     pub node_monitor_grace_period: Duration,
     pub terminated_pod_gc_threshold: usize,
+    pub autoscaling: crate::podautoscaler::Options,
 }
 
 /// What every controller is given.

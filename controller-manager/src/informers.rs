@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use client::{CancellationToken, Informer};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Container, Endpoints, Namespace, Node, Pod, Service, ServiceAccount,
@@ -44,6 +45,7 @@ informers! {
     /// ReplicaSets, indexed by [`CONTROLLER`].
     replica_sets: ReplicaSet = |b| b.index(CONTROLLER, meta::controller_index), |c, ns| Api::namespaced(c, ns);
     deployments: Deployment = |b| b.trim(|d| trim_applied(&mut d.metadata)), |c, ns| Api::namespaced(c, ns);
+    horizontal_pod_autoscalers: HorizontalPodAutoscaler = |b| b.trim(|a| trim_applied(&mut a.metadata)), |c, ns| Api::namespaced(c, ns);
     nodes: Node = |b| b.trim(trim_node), |c, _| Api::all(c);
     namespaces: Namespace = |b| b.trim(|n| trim_applied(&mut n.metadata)), |c, _| Api::all(c);
     /// Only those in `kube-node-lease`.

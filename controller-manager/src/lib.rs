@@ -8,6 +8,9 @@
 //! Start reading at [`frame`], then [`replicaset`], the model for the rest. [`run`] starts what `--controllers`
 //! names, once this instance is the leader.
 
+// Tables of cases are tuples, and read best as such.
+#![cfg_attr(test, allow(clippy::type_complexity))]
+
 pub mod discovery;
 pub mod frame;
 pub mod informers;
@@ -21,6 +24,7 @@ pub mod garbagecollector;
 pub mod namespace;
 pub mod nodeipam;
 pub mod nodelifecycle;
+pub mod podautoscaler;
 pub mod podgc;
 pub mod replicaset;
 pub mod serviceaccount;
@@ -47,6 +51,9 @@ pub const CONTROLLERS: &[(&str, Start)] = &[
     }),
     ("garbage-collector-controller", |c, t| {
         Box::pin(garbagecollector::run(c, t))
+    }),
+    ("horizontal-pod-autoscaler-controller", |c, t| {
+        Box::pin(podautoscaler::run(c, t))
     }),
     ("namespace-controller", |c, t| {
         Box::pin(namespace::run(c, t))

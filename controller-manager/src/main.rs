@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -44,18 +45,35 @@ struct Flags {
     #[arg(long)]
     root_ca_file: Option<PathBuf>,
     /// How long a node may be silent before it counts as not ready, in seconds (as '50s').
-    #[arg(long, default_value = "50s")]
-    node_monitor_grace_period: String,
+    #[arg(long, default_value = "50s", value_parser = duration)]
+    node_monitor_grace_period: Duration,
     /// Terminated pods beyond this number are deleted, oldest first; 0 keeps all.
     #[arg(long, default_value_t = 12500)]
     terminated_pod_gc_threshold: usize,
+    /// How often the load of autoscaled workloads is looked at.
+    #[arg(long, default_value = "15s", value_parser = duration)]
+    horizontal_pod_autoscaler_sync_period: Duration,
+    /// The highest recommendation of so long a time counts before replicas are removed.
+    #[arg(long, default_value = "5m", value_parser = duration)]
+    horizontal_pod_autoscaler_downscale_stabilization: Duration,
+    /// How far usage may be from its target, as a share of it, without a change.
+    #[arg(long, default_value_t = 0.1)]
+    horizontal_pod_autoscaler_tolerance: f64,
+    /// How long after its start a pod's CPU usage counts only while it is ready.
+    #[arg(long, default_value = "5m", value_parser = duration)]
+    horizontal_pod_autoscaler_cpu_initialization_period: Duration,
+    /// Pods that became unready within this time of their start have never been ready.
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    horizontal_pod_autoscaler_initial_readiness_delay: Duration,
 }
 
-fn seconds(text: &str) -> anyhow::Result<std::time::Duration> {
-    let duration: jiff::SignedDuration = text
-        .parse()
-        .with_context(|| format!("{text:?} is no duration"))?;
-    Ok(duration.try_into()?)
+/// A duration as Go writes it, `1m30s`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = text.parse::<jiff::SignedDuration>();
+    parsed
+        .ok()
+        .and_then(|d| d.try_into().ok())
+        .ok_or_else(|| format!("{text:?} is no duration such as 1m30s"))
 }
 
 fn main() -> anyhow::Result<()> {
@@ -82,8 +100,15 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
         cluster_cidr: flags.cluster_cidr.filter(|_| flags.allocate_node_cidrs),
         node_cidr_mask_size: flags.node_cidr_mask_size,
         root_ca,
-        node_monitor_grace_period: seconds(&flags.node_monitor_grace_period)?,
+        node_monitor_grace_period: flags.node_monitor_grace_period,
         terminated_pod_gc_threshold: flags.terminated_pod_gc_threshold,
+        autoscaling: controller_manager::podautoscaler::Options {
+            sync_period: flags.horizontal_pod_autoscaler_sync_period,
+            downscale_stabilization: flags.horizontal_pod_autoscaler_downscale_stabilization,
+            tolerance: flags.horizontal_pod_autoscaler_tolerance,
+            cpu_initialization_period: flags.horizontal_pod_autoscaler_cpu_initialization_period,
+            initial_readiness_delay: flags.horizontal_pod_autoscaler_initial_readiness_delay,
+        },
     };
     if flags.secure_port != 0 {
         let health = Arc::new(Health::new().authorize(api.clone()));
