@@ -40,7 +40,8 @@ pub struct Authority {
 }
 
 impl Authority {
-    fn generate() -> Result<Authority> {
+    /// A new authority, named `kubernetes`.
+    pub fn generate() -> Result<Authority> {
         let key = KeyPair::generate()?;
         let mut params = params("kubernetes", &[])?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

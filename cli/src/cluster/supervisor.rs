@@ -51,7 +51,7 @@ fn supervise(state: &Path, name: &str, report: Option<OwnedFd>) -> Result<()> {
     let network = Network::create(&cluster, &scope, state)?;
     let address = SocketAddr::from((cluster.control_plane_ip(), API_PORT));
     let bridge = network.control_plane.enter(|| listen(address))?;
-    let sockets = vec![loopback, bridge];
+    let sockets = [loopback, bridge];
 
     let fd = report.as_ref().map(AsRawFd::as_raw_fd);
     let null = File::options().write(true).open("/dev/null")?;

@@ -574,9 +574,10 @@ fn remote_port(text: &str, pod: &Value, service: &Value) -> Result<u16> {
     };
     let number = |port: u64| u16::try_from(port).with_context(|| format!("invalid port {port}"));
     if let Some(ports) = service["spec"]["ports"].as_array() {
+        let wanted = text.parse::<u64>().ok();
         let port = ports
             .iter()
-            .find(|p| p["name"] == text || p["port"].to_string() == text);
+            .find(|p| p["name"] == text || (wanted.is_some() && p["port"].as_u64() == wanted));
         let port = port.with_context(|| {
             format!(
                 "Service {} does not have a service port {text}",
@@ -600,10 +601,9 @@ fn remote_port(text: &str, pod: &Value, service: &Value) -> Result<u16> {
 }
 
 async fn accept(session: &Session, listener: TcpListener, base: &str, remote: u16) {
-    let open = std::cell::RefCell::new(futures::stream::FuturesUnordered::new());
+    let mut running = futures::stream::FuturesUnordered::new();
     loop {
-        let busy = !open.borrow().is_empty();
-        let mut running = open.borrow_mut();
+        let busy = !running.is_empty();
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((stream, peer)) = accepted else { return };

@@ -34,7 +34,7 @@ use crate::{
 };
 use file::{Kind, Snapshot};
 use index::{Index, Slot};
-use writer::{Request, Write, Writer, Written};
+use writer::{Change, Request, Write, Writer, Written};
 
 /// How many events one read of the log returns at most.
 const LOG_CHUNK: usize = 1000;
@@ -148,13 +148,13 @@ impl Embedded {
             _ => {}
         }
         self.ask(|reply| {
-            Request::Write(Write {
+            let change = Change {
                 key: key.into(),
                 expect,
                 value,
                 ttl,
-                reply,
-            })
+            };
+            Request::Write(Write { change, reply })
         })
         .await
     }

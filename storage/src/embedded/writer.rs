@@ -49,12 +49,18 @@ pub(super) enum Request {
     },
 }
 
-pub(super) struct Write {
+/// What is to happen to one key.
+pub(super) struct Change {
     pub key: Arc<str>,
     pub expect: Expect,
     /// `None` to delete.
     pub value: Option<Bytes>,
     pub ttl: Option<Duration>,
+}
+
+/// A change that somebody waits for.
+pub(super) struct Write {
+    pub change: Change,
     pub reply: oneshot::Sender<Result<Written>>,
 }
 
@@ -154,7 +160,7 @@ impl Writer {
             self.take(request, &mut batch);
             bytes += batch
                 .last()
-                .and_then(|write| write.value.as_ref())
+                .and_then(|write| write.change.value.as_ref())
                 .map_or(0, Bytes::len);
         }
         batch
@@ -189,15 +195,7 @@ impl Writer {
         self.last_batch = writes.len();
         let (requests, replies): (Vec<_>, Vec<_>) = writes
             .into_iter()
-            .map(
-                |Write {
-                     key,
-                     expect,
-                     value,
-                     ttl,
-                     reply,
-                 }| ((key, expect, value, ttl), reply),
-            )
+            .map(|Write { change, reply }| (change, reply))
             .unzip();
         match self.try_commit(requests) {
             Ok(outcomes) => {
@@ -217,10 +215,7 @@ impl Writer {
         self.last_commit = started.elapsed();
     }
 
-    fn try_commit(
-        &mut self,
-        writes: Vec<(Arc<str>, Expect, Option<Bytes>, Option<Duration>)>,
-    ) -> Result<Vec<Outcome>> {
+    fn try_commit(&mut self, writes: Vec<Change>) -> Result<Vec<Outcome>> {
         let shared = self.shared.clone();
         let database = shared.database.read();
         let Some(database) = &*database else {
@@ -232,14 +227,14 @@ impl Writer {
         batch.expire(now_millis())?;
         let room = free_bytes(&shared.path) >= shared.options.reserve_bytes;
         let mut outcomes = Vec::with_capacity(writes.len());
-        for (key, expect, value, ttl) in writes {
-            outcomes.push(if value.is_some() && !room {
+        for change in writes {
+            outcomes.push(if change.value.is_some() && !room {
                 Err(Error::Full(format!(
                     "less than {} bytes are free",
                     shared.options.reserve_bytes
                 )))
             } else {
-                batch.write(key, expect, value, ttl)?
+                batch.write(change)?
             });
         }
         let cleaned = batch.clean(self.cleaned)?;
@@ -422,19 +417,24 @@ impl<'a> Batch<'a> {
             .collect();
         for key in due {
             // Nothing is expected, so that the outcome cannot be a conflict.
-            let _ = self.write(key, Expect::Any, None, None)?;
+            let _ = self.write(Change {
+                key,
+                expect: Expect::Any,
+                value: None,
+                ttl: None,
+            })?;
         }
         Ok(())
     }
 
     /// The outer error spoils the whole commit, the inner one is the caller's answer.
-    fn write(
-        &mut self,
-        key: Arc<str>,
-        expect: Expect,
-        value: Option<Bytes>,
-        ttl: Option<Duration>,
-    ) -> Result<Outcome> {
+    fn write(&mut self, change: Change) -> Result<Outcome> {
+        let Change {
+            key,
+            expect,
+            value,
+            ttl,
+        } = change;
         let (key, slot, current) = self.current(key)?;
         let as_expected = match (expect, &current) {
             (Expect::Any, Some(_)) | (Expect::Absent, None) => true,
