@@ -178,7 +178,11 @@ fn fault(error: etcd_client::Error) -> Error {
             requested: 0,
             current: 0,
         }
-    } else if message.contains("request is too large") || status.code() == Code::OutOfRange {
+    } else if message.contains("request is too large")
+        // gRPC's own limit comes before etcd's when a request exceeds both.
+        || message.contains("larger than max")
+        || status.code() == Code::OutOfRange
+    {
         Error::TooLarge { size: 0, limit: 0 }
     } else if message.contains("database space exceeded") {
         Error::Full(message.to_owned())
