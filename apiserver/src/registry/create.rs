@@ -102,10 +102,8 @@ impl Registry {
         if strategy.has_generation(&context) {
             object::set_metadata(object, "generation", 1);
         }
-        let mut errors = strategy.validate(&context, object);
-        if errors.is_empty() {
-            errors = meta::validate(target, object);
-        }
+        let mut errors = meta::validate(target, object);
+        errors.append(strategy.validate(&context, object));
         if !errors.is_empty() {
             return Err(Status::invalid(
                 &target.served.resource.group_kind(),

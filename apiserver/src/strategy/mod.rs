@@ -16,6 +16,7 @@ pub mod pod;
 mod pod_defaults;
 mod pod_spec;
 mod scheduling;
+mod secret;
 mod volume;
 mod workload;
 
@@ -138,10 +139,12 @@ impl Strategy for Generic {}
 #[must_use]
 pub fn of(group: &str, plural: &str) -> &'static dyn Strategy {
     match (group, plural) {
+        ("", "configmaps") => &secret::ConfigMap,
         ("", "namespaces") => &namespace::Namespace,
         ("", "pods") => &pod::Pod,
         ("", "podtemplates") => &workload::PodTemplate,
         ("", "replicationcontrollers") => &workload::Workload::ReplicationController,
+        ("", "secrets") => &secret::Secret,
         ("apps", "controllerrevisions") => &workload::ControllerRevision,
         ("apps", "daemonsets") => &workload::Workload::DaemonSet,
         ("apps", "deployments") => &workload::Workload::Deployment,
