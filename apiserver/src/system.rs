@@ -21,7 +21,12 @@ pub async fn kubernetes_service(
     range: &str,
     advertised: SocketAddr,
 ) -> Result<()> {
+    // Of two ranges the first gives the default.
     let cidr: Cidr = range
+        .split(',')
+        .next()
+        .unwrap_or_default()
+        .trim()
         .parse()
         .map_err(|error| Status::internal(format!("service range {range}: {error}")))?;
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});

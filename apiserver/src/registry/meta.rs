@@ -115,27 +115,9 @@ pub fn name_check(rule: NameRule) -> fn(&str) -> Vec<String> {
     match rule {
         NameRule::Subdomain => names::dns1123_subdomain,
         NameRule::Label => names::dns1123_label,
-        NameRule::Dns1035 => names::dns1035_label,
+        NameRule::IpAddress => crate::strategy::address_name,
         NameRule::PathSegment => names::path_segment,
     }
-}
-
-/// Whether the difference between two objects counts as a new generation: anything but metadata and status.
-#[must_use]
-pub fn spec_changed(object: &Value, old: &Value) -> bool {
-    let (Some(object), Some(old)) = (object.as_object(), old.as_object()) else {
-        return false;
-    };
-    let counts =
-        |key: &&String| !matches!(key.as_str(), "metadata" | "status" | "apiVersion" | "kind");
-    object
-        .keys()
-        .filter(counts)
-        .any(|key| object.get(key) != old.get(key))
-        || old
-            .keys()
-            .filter(counts)
-            .any(|key| !object.contains_key(key))
 }
 
 /// Errors in the metadata of a new object.
@@ -168,7 +150,6 @@ pub fn version_required(target: Target<'_>) -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn generated_names_fit() {
@@ -177,16 +158,5 @@ mod tests {
             assert!(name.len() <= MAX_GENERATED && name.len() > SUFFIX, "{name}");
         }
         assert!(generate("web-").starts_with("web-"));
-    }
-
-    #[test]
-    fn generations() {
-        let old = json!({"metadata": {"a": 1}, "spec": {"x": 1}, "status": {"y": 1}});
-        let mut new = old.clone();
-        new["metadata"] = json!({});
-        new["status"] = json!({});
-        assert!(!spec_changed(&new, &old));
-        new["data"] = json!(1);
-        assert!(spec_changed(&new, &old) && spec_changed(&old, &new));
     }
 }

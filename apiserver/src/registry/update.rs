@@ -183,7 +183,7 @@ impl Registry {
             strategy.prepare_for_update(&context, object, old);
         }
         meta::keep(object, old);
-        if strategy.has_generation(&context) && meta::spec_changed(object, old) {
+        if strategy.has_generation(&context) && strategy.is_new_generation(object, old) {
             object::set_metadata(object, "generation", object::generation(old) + 1);
         }
         let mut errors = meta::validate_update(target, object, old);

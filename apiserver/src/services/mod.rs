@@ -6,6 +6,7 @@
 
 mod addresses;
 pub mod cidr;
+mod families;
 mod ports;
 pub mod repair;
 
@@ -26,22 +27,25 @@ use cidr::Cidr;
 
 /// The reservers of a server.
 pub fn reservers(config: &Config) -> anyhow::Result<Vec<Box<dyn Reserver>>> {
-    let (range, ports) = ranges(config)?;
-    Ok(vec![Box::new(Services { range, ports })])
-}
-
-/// The two ranges that the flags say.
-pub fn ranges(config: &Config) -> anyhow::Result<(Cidr, RangeInclusive<u16>)> {
-    let range = config
-        .service_cluster_ip_range
-        .split(',')
-        .next()
-        .unwrap_or_default();
-    let range = range.parse().map_err(anyhow::Error::msg)?;
+    let ranges = parse_ranges(&config.service_cluster_ip_range)?;
     let ports = parse_ports(&config.service_node_port_range);
     let ports = ports
         .ok_or_else(|| anyhow::anyhow!("{:?} is no port range", config.service_node_port_range))?;
-    Ok((range, ports))
+    Ok(vec![Box::new(Services { ranges, ports })])
+}
+
+/// One range, or one of each family; the first is the default.
+fn parse_ranges(text: &str) -> anyhow::Result<Vec<Cidr>> {
+    let ranges: Vec<Cidr> = text
+        .split(',')
+        .map(|range| range.trim().parse().map_err(anyhow::Error::msg))
+        .collect::<anyhow::Result<_>>()?;
+    match ranges.as_slice() {
+        [_] => {}
+        [one, two] if one.is_ipv4() != two.is_ipv4() => {}
+        _ => anyhow::bail!("{text:?}: expected one range, or one of each address family"),
+    }
+    Ok(ranges)
 }
 
 fn parse_ports(text: &str) -> Option<RangeInclusive<u16>> {
@@ -51,7 +55,8 @@ fn parse_ports(text: &str) -> Option<RangeInclusive<u16>> {
 }
 
 struct Services {
-    range: Cidr,
+    /// By family, the default first.
+    ranges: Vec<Cidr>,
     ports: RangeInclusive<u16>,
 }
 
@@ -133,6 +138,43 @@ fn wants_health_check_port(spec: &Value) -> bool {
     spec["type"] == "LoadBalancer" && spec["externalTrafficPolicy"] == "Local"
 }
 
+fn unset(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    }
+}
+
+/// Clients that know only `clusterIP` leave `clusterIPs` as it was: it follows.
+fn agree(spec: &mut Value, before: &Value) {
+    if spec["clusterIP"] != before["clusterIP"]
+        && !unset(&spec["clusterIP"])
+        && spec["clusterIPs"] == before["clusterIPs"]
+    {
+        spec["clusterIPs"] = json!([spec["clusterIP"]]);
+    }
+}
+
+/// Ports keep their node ports by name, whatever else changes about them.
+fn inherit_node_ports(spec: &mut Value, before: &Value) {
+    let known = before["ports"].as_array().cloned().unwrap_or_default();
+    let taken: Vec<u16> = node_ports(spec).collect();
+    for port in spec["ports"].as_array_mut().into_iter().flatten() {
+        if port["nodePort"].as_u64().unwrap_or(0) != 0 {
+            continue;
+        }
+        let name = |p: &Value| p["name"].as_str().unwrap_or_default().to_owned();
+        let same = known.iter().rev().find(|old| name(old) == name(port));
+        if let Some(number) = same.and_then(|old| old["nodePort"].as_u64())
+            && !taken.iter().any(|taken| u64::from(*taken) == number)
+        {
+            port["nodePort"] = number.into();
+        }
+    }
+}
+
 impl Reserver for Services {
     fn handles(&self, served: &Served) -> bool {
         served.resource.plural == "services" && served.resource.group.is_empty()
@@ -142,43 +184,22 @@ impl Reserver for Services {
     fn inherit(&self, object: &mut Value, old: &Value) {
         let before = &old["spec"];
         let spec = &mut object["spec"];
-        let unset = |value: &Value| value.as_str().is_none_or(str::is_empty);
-        if wants_address(before) && spec["type"] != "ExternalName" && unset(&spec["clusterIP"]) {
-            spec["clusterIP"] = before["clusterIP"].clone();
-        }
-        if spec["clusterIP"] == before["clusterIP"]
-            && spec["clusterIPs"].is_null()
-            && !before["clusterIPs"].is_null()
-        {
-            spec["clusterIPs"] = before["clusterIPs"].clone();
-        }
-        for field in ["ipFamilies", "ipFamilyPolicy"] {
-            if spec["type"] != "ExternalName" && spec[field].is_null() && !before[field].is_null() {
-                spec[field] = before[field].clone();
+        let external = |s: &Value| s["type"] == "ExternalName";
+        if !external(before) && !external(spec) {
+            for field in ["clusterIP", "clusterIPs"] {
+                if unset(&spec[field]) && !unset(&before[field]) {
+                    spec[field] = before[field].clone();
+                }
             }
+            agree(spec, before);
         }
-        if !wants_node_ports(spec) {
-            return;
+        if wants_node_ports(spec) && wants_node_ports(before) {
+            inherit_node_ports(spec, before);
         }
-        let known = before["ports"].as_array().cloned().unwrap_or_default();
-        let taken: Vec<u16> = node_ports(spec).collect();
-        for port in spec["ports"].as_array_mut().into_iter().flatten() {
-            let same = known
-                .iter()
-                .find(|old| old["port"] == port["port"] && old["protocol"] == port["protocol"]);
-            if let Some(number) = same
-                .and_then(|old| old["nodePort"].as_u64())
-                .filter(|_| port["nodePort"].as_u64().unwrap_or(0) == 0)
-                && !taken.iter().any(|taken| u64::from(*taken) == number)
-            {
-                port["nodePort"] = number.into();
-            }
-        }
-        if wants_health_check_port(spec)
-            && spec["healthCheckNodePort"].as_u64().unwrap_or(0) == 0
-            && !before["healthCheckNodePort"].is_null()
-        {
-            spec["healthCheckNodePort"] = before["healthCheckNodePort"].clone();
+        let port = "healthCheckNodePort";
+        let both = wants_health_check_port(spec) && wants_health_check_port(before);
+        if both && spec[port].as_u64().unwrap_or(0) == 0 && !before[port].is_null() {
+            spec[port] = before[port].clone();
         }
     }
 
@@ -195,7 +216,7 @@ impl Reserver for Services {
                 dry_run,
                 ..Taken::default()
             };
-            if let Err(error) = self.fill(registry, object, &held, &mut taken).await {
+            if let Err(error) = self.fill(registry, object, old, &held, &mut taken).await {
                 Box::new(taken).rollback(registry).await;
                 return Err(error);
             }
@@ -214,6 +235,16 @@ impl Reserver for Services {
             for claim in claims(object) {
                 claim.release(registry).await;
             }
+            // Endpoints of a Service go with it, so that one of the same name does not begin with them.
+            let (namespace, name) = (object::namespace(object), object::name(object));
+            let gone = registry
+                .delete_as_server("", "endpoints", namespace, name)
+                .await;
+            if let Err(error) = gone
+                && !error.is_not_found()
+            {
+                tracing::warn!(namespace, name, %error, "endpoints of a deleted service remain");
+            }
         }
         .boxed()
     }
@@ -224,45 +255,59 @@ impl Services {
         &self,
         registry: &Registry,
         service: &mut Value,
+        old: &Value,
         held: &[Claim],
         taken: &mut Taken,
     ) -> Result<()> {
-        self.fill_address(registry, service, held, taken).await?;
+        self.fill_addresses(registry, service, old, held, taken)
+            .await?;
         self.fill_ports(registry, service, held, taken).await
     }
 
-    async fn fill_address(
+    async fn fill_addresses(
         &self,
         registry: &Registry,
         service: &mut Value,
+        old: &Value,
         held: &[Claim],
         taken: &mut Taken,
     ) -> Result<()> {
         if service["spec"]["type"] == "ExternalName" {
             return Ok(());
         }
-        if wants_address(&service["spec"]) {
-            let given = service["spec"]["clusterIP"]
-                .as_str()
-                .unwrap_or_default()
-                .to_owned();
-            let ip = if given.is_empty() {
-                self.any_address(registry, service, taken).await?
-            } else {
-                self.given_address(registry, service, &given, held, taken)
-                    .await?
+        let configured: Vec<&'static str> =
+            self.ranges.iter().map(|r| families::family(*r)).collect();
+        families::complete(&mut service["spec"], &old["spec"], &configured)
+            .map_err(|errors| refused(service, errors))?;
+        if !wants_address(&service["spec"]) {
+            service["spec"]["clusterIPs"] = json!(["None"]);
+            return Ok(());
+        }
+        let wanted = service["spec"]["ipFamilies"].as_array().cloned();
+        let given = service["spec"]["clusterIPs"].as_array().cloned();
+        let given = given.unwrap_or_default();
+        let mut ips: Vec<String> = Vec::new();
+        for (i, wanted) in wanted.unwrap_or_default().iter().enumerate() {
+            let range = self.ranges.iter().find(|r| wanted == families::family(**r));
+            let asked = given.get(i).and_then(Value::as_str).unwrap_or_default();
+            let ip = match range {
+                Some(range) if asked.is_empty() => {
+                    self.any_address(registry, service, *range, taken).await?
+                }
+                Some(range) => {
+                    self.given_address(registry, service, (asked, *range), held, taken)
+                        .await?
+                }
+                // A family that the cluster has given up: its address stays.
+                None => match asked.parse() {
+                    Ok(ip) => ip,
+                    Err(_) => continue,
+                },
             };
-            service["spec"]["clusterIP"] = ip.to_string().into();
+            ips.push(ip.to_string());
         }
-        let family = if self.range.is_ipv4() { "IPv4" } else { "IPv6" };
-        let spec = &mut service["spec"];
-        spec["clusterIPs"] = json!([spec["clusterIP"]]);
-        if spec["ipFamilies"].as_array().is_none_or(Vec::is_empty) {
-            spec["ipFamilies"] = json!([family]);
-        }
-        if spec["ipFamilyPolicy"].is_null() {
-            spec["ipFamilyPolicy"] = "SingleStack".into();
-        }
+        service["spec"]["clusterIP"] = ips.first().cloned().into();
+        service["spec"]["clusterIPs"] = ips.into();
         Ok(())
     }
 
@@ -270,16 +315,17 @@ impl Services {
         &self,
         registry: &Registry,
         service: &Value,
+        range: Cidr,
         taken: &mut Taken,
     ) -> Result<std::net::IpAddr> {
-        for ip in addresses::candidates(registry, self.range).await? {
+        for ip in addresses::candidates(registry, range).await? {
             if taken.take(registry, Claim::Address(ip), service).await? {
                 return Ok(ip);
             }
         }
         Err(Status::internal(format!(
-            "failed to allocate a serviceIP: range {} is full",
-            self.range
+            "failed to allocate a serviceIP for Service {:?}: range {range} is full",
+            object::name(service),
         )))
     }
 
@@ -287,17 +333,15 @@ impl Services {
         &self,
         registry: &Registry,
         service: &Value,
-        given: &str,
+        (given, range): (&str, Cidr),
         held: &[Claim],
         taken: &mut Taken,
     ) -> Result<std::net::IpAddr> {
         let refuse = |why: String| {
             let path = Path::new("spec").child("clusterIPs");
             let detail = format!("failed to allocate IP {given}: {why}");
-            Err(invalid(
-                service,
-                Error::invalid(&path, json!([given]), detail),
-            ))
+            let shown = service["spec"]["clusterIPs"].clone();
+            Err(invalid(service, Error::invalid(&path, shown, detail)))
         };
         let Ok(ip) = given.parse() else {
             return refuse("the provided IP is not valid".into());
@@ -306,8 +350,7 @@ impl Services {
         if held.contains(&claim) {
             return Ok(ip);
         }
-        if !self.range.contains(ip) {
-            let range = self.range;
+        if !range.contains(ip) {
             return refuse(format!(
                 "the provided IP ({given}) is not in the valid range. The range of valid IPs is {range}"
             ));
@@ -399,10 +442,14 @@ impl Services {
 }
 
 fn invalid(service: &Value, error: Error) -> Status {
+    refused(service, ErrorList(vec![error]))
+}
+
+fn refused(service: &Value, errors: ErrorList) -> Status {
     Status::invalid(
         &GroupKind::new("", "Service"),
         object::name(service),
-        ErrorList(vec![error]),
+        errors,
     )
 }
 
@@ -455,7 +502,7 @@ mod tests {
 
     fn services() -> Services {
         Services {
-            range: "10.96.0.0/12".parse().unwrap(),
+            ranges: parse_ranges("10.96.0.0/12,fd00::/108").unwrap(),
             ports: parse_ports("30000-32767").unwrap(),
         }
     }
@@ -478,8 +525,9 @@ mod tests {
     #[test]
     fn updates_inherit_what_they_leave_out() {
         let old = json!({"spec": {"type": "NodePort", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"],
-            "ports": [{"port": 80, "nodePort": 30001}, {"port": 81, "nodePort": 30002}]}});
-        let mut new = json!({"spec": {"type": "NodePort", "ports": [{"port": 80}, {"port": 81, "nodePort": 30009}, {"port": 82}]}});
+            "ports": [{"name": "a", "port": 80, "nodePort": 30001}, {"name": "b", "port": 81, "nodePort": 30002}]}});
+        let mut new = json!({"spec": {"type": "NodePort",
+            "ports": [{"name": "a", "port": 8080}, {"name": "b", "port": 81, "nodePort": 30009}, {"name": "c", "port": 82}]}});
         services().inherit(&mut new, &old);
         assert_eq!(new["spec"]["clusterIP"], "10.96.0.7");
         let ports: Vec<_> = new["spec"]["ports"]
@@ -492,5 +540,10 @@ mod tests {
         let mut external = json!({"spec": {"type": "ExternalName"}});
         services().inherit(&mut external, &old);
         assert!(external["spec"]["clusterIP"].is_null());
+        let mut moved = old.clone();
+        moved["spec"]["clusterIP"] = "10.96.0.8".into();
+        services().inherit(&mut moved, &old);
+        assert_eq!(moved["spec"]["clusterIPs"], json!(["10.96.0.8"]));
+        assert!(parse_ranges("10.0.0.0/8,11.0.0.0/8").is_err() && parse_ranges("x").is_err());
     }
 }

@@ -159,6 +159,104 @@ impl Checks {
         }
     }
 
+    /// `ValidateNonnegativeQuantity`
+    pub fn not_negative_quantity(&mut self, object: &Value, key: &str, parent: &Path) {
+        if let Some(amount) = super::resources::quantity(object.get(key))
+            && amount.is_negative()
+        {
+            self.invalid(&parent.child(key), amount.to_string(), NOT_NEGATIVE);
+        }
+    }
+
+    pub fn port(&mut self, path: &Path, number: i64) {
+        for message in names::port_number(number) {
+            self.invalid(path, number, &message);
+        }
+    }
+
+    /// A port of a container, by number or by name.
+    pub fn port_or_name(&mut self, path: &Path, port: &Value) {
+        match port {
+            Value::String(name) => self.each(path, name, names::port_name(name)),
+            other => self.port(path, other.as_i64().unwrap_or(0)),
+        }
+    }
+
+    /// A required field that fits into a path (the kind or name of a reference).
+    pub fn segment(&mut self, object: &Value, key: &str, parent: &Path) {
+        let path = parent.child(key);
+        match text(object, key) {
+            "" => self.required(&path, ""),
+            name => self.each(&path, name, names::path_segment(name)),
+        }
+    }
+
+    /// A non-negative number, or a percentage (`ValidatePositiveIntOrPercent`).
+    pub fn amount_or_percent(&mut self, path: &Path, value: &Value) {
+        match value {
+            Value::String(share) => self.each(path, share, names::percent(share)),
+            other => {
+                let number = other.as_i64().unwrap_or(0);
+                if number < 0 {
+                    self.invalid(path, number, NOT_NEGATIVE);
+                }
+            }
+        }
+    }
+
+    /// At most everything (`IsNotMoreThan100Percent`).
+    pub fn at_most_all(&mut self, path: &Path, value: &Value) {
+        let share = value.as_str().and_then(|s| s.strip_suffix('%'));
+        if share
+            .and_then(|s| s.parse::<i64>().ok())
+            .is_some_and(|s| s > 100)
+        {
+            self.invalid(path, value.clone(), "must not be greater than 100%");
+        }
+    }
+
+    /// `metav1.Condition`s (`ValidateConditions`).
+    pub fn conditions(&mut self, conditions: &[Value], path: &Path) {
+        const LONGEST_REASON: usize = 1024;
+        const LONGEST_MESSAGE: usize = 32 * 1024;
+        for (i, condition) in conditions.iter().enumerate() {
+            let path = path.index(i);
+            let kind = text(condition, "type");
+            if conditions[..i].iter().any(|c| text(c, "type") == kind) {
+                self.push(Error::duplicate(&path.child("type"), kind));
+            }
+            self.qualified_name(&path.child("type"), kind);
+            let status = text(condition, "status");
+            if !["True", "False", "Unknown"].contains(&status) {
+                let path = path.child("status");
+                self.push(Error::not_supported(
+                    &path,
+                    status,
+                    &["False", "True", "Unknown"],
+                ));
+            }
+            let at = path.child("observedGeneration");
+            if let Some(value) = integer(condition, "observedGeneration").filter(|v| *v < 0) {
+                self.invalid(&at, value, "must be greater than or equal to zero");
+            }
+            if given(condition, "lastTransitionTime").is_none() {
+                self.required(&path.child("lastTransitionTime"), "");
+            }
+            let (reason, at) = (text(condition, "reason"), path.child("reason"));
+            if reason.is_empty() {
+                self.required(&at, "");
+            } else {
+                self.each(&at, reason, condition_reason(reason));
+                if reason.len() > LONGEST_REASON {
+                    self.push(Error::too_long(&at, LONGEST_REASON));
+                }
+            }
+            if text(condition, "message").len() > LONGEST_MESSAGE {
+                self.push(Error::too_long(&path.child("message"), LONGEST_MESSAGE));
+            }
+        }
+    }
+
     pub fn immutable(&mut self, path: &Path, new: &Value, old: &Value) {
         if !same(new, old) {
             self.invalid(path, new.clone(), IMMUTABLE);
@@ -226,6 +324,29 @@ impl Checks {
             }
         }
     }
+}
+
+fn condition_reason(reason: &str) -> Vec<String> {
+    let bytes = reason.as_bytes();
+    let word = |c: &u8| c.is_ascii_alphanumeric() || *c == b'_';
+    let inner = |c: &u8| word(c) || matches!(c, b',' | b':');
+    let sound = bytes.first().is_some_and(u8::is_ascii_alphabetic)
+        && bytes.iter().all(inner)
+        && bytes.last().is_some_and(word);
+    if sound {
+        return Vec::new();
+    }
+    let message = "a condition reason must start with alphabetic character, optionally followed by a string of \
+        alphanumeric characters or '_,:', and must end with an alphanumeric character or '_'";
+    let pattern = "[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?";
+    let examples = [
+        "my_name",
+        "MY_NAME",
+        "MyName",
+        "ReasonA,ReasonB",
+        "ReasonA:ReasonB",
+    ];
+    vec![names::pattern_error(message, pattern, &examples)]
 }
 
 /// An IntOrString as a share of `total`, percentages rounded up or down.

@@ -5,10 +5,10 @@ use std::collections::HashSet;
 
 use apimachinery::field::{Error, Path};
 use apimachinery::names;
-use apimachinery::quantity::Quantity;
 use serde_json::Value;
 
-use super::check::{Checks, entries, flag, given, integer, list, text};
+use super::check::{Checks, flag, given, integer, list, text};
+use super::resources;
 use super::volume::{descending_path, field_ref, resource_field_ref};
 
 /// What validation of a container needs to know about its pod.
@@ -142,7 +142,7 @@ fn common(checks: &mut Checks, container: &Value, pod: &Pod<'_>, path: &Path) {
         &["Always", "IfNotPresent", "Never"],
     );
     if let Some(requirements) = given(container, "resources") {
-        resources(checks, requirements, &path.child("resources"));
+        resources::container(checks, requirements, &path.child("resources"));
     }
     if let Some(context) = given(container, "securityContext") {
         security_context(checks, context, pod, &path.child("securityContext"));
@@ -181,31 +181,17 @@ fn ports(checks: &mut Checks, container: &Value, path: &Path) {
         }
         match integer(port, "containerPort").unwrap_or(0) {
             0 => checks.required(&path.child("containerPort"), ""),
-            number => port_number(checks, &path.child("containerPort"), number),
+            number => checks.port(&path.child("containerPort"), number),
         }
         match integer(port, "hostPort").unwrap_or(0) {
             0 => {}
-            number => port_number(checks, &path.child("hostPort"), number),
+            number => checks.port(&path.child("hostPort"), number),
         }
         checks.one_of(
             &path.child("protocol"),
             text(port, "protocol"),
             &["SCTP", "TCP", "UDP"],
         );
-    }
-}
-
-fn port_number(checks: &mut Checks, path: &Path, number: i64) {
-    for message in names::port_number(number) {
-        checks.invalid(path, number, &message);
-    }
-}
-
-/// A probe's or handler's port, by number or by name.
-fn port_number_or_name(checks: &mut Checks, path: &Path, port: &Value) {
-    match port {
-        Value::String(name) => checks.each(path, name, names::port_name(name)),
-        other => port_number(checks, path, other.as_i64().unwrap_or(0)),
     }
 }
 
@@ -457,8 +443,7 @@ fn handler(checks: &mut Checks, action: &Value, pod: &Pod<'_>, path: &Path) {
                     checks.invalid(&path, seconds, &why);
                 }
             }
-            _ => port_number_or_name(
-                checks,
+            _ => checks.port_or_name(
                 &path.child("port"),
                 handler.get("port").unwrap_or(&Value::Null),
             ),
@@ -473,11 +458,7 @@ fn http_get(checks: &mut Checks, get: &Value, path: &Path) {
     if text(get, "path").is_empty() {
         checks.required(&path.child("path"), "");
     }
-    port_number_or_name(
-        checks,
-        &path.child("port"),
-        get.get("port").unwrap_or(&Value::Null),
-    );
+    checks.port_or_name(&path.child("port"), get.get("port").unwrap_or(&Value::Null));
     let scheme = text(get, "scheme");
     if !["HTTP", "HTTPS"].contains(&scheme) {
         checks.push(Error::not_supported(
@@ -493,99 +474,6 @@ fn http_get(checks: &mut Checks, get: &Value, path: &Path) {
             name,
             names::http_header_name(name),
         );
-    }
-}
-
-/// Limits and requests of a container, or of a whole pod.
-pub fn resources(checks: &mut Checks, requirements: &Value, path: &Path) {
-    let (limits, requests) = (path.child("limits"), path.child("requests"));
-    let quantity = |v: &Value| v.as_str().and_then(|s| Quantity::parse(s).ok());
-    let (mut compute, mut huge) = (false, false);
-    let mut one = |checks: &mut Checks, name: &str, amount: Quantity, path: &Path| {
-        resource_name(checks, name, path);
-        if amount.is_negative() {
-            checks.invalid(path, amount.to_string(), super::check::NOT_NEGATIVE);
-        }
-        compute |= matches!(name, "cpu" | "memory");
-        huge |= name.starts_with("hugepages-");
-        if name.contains('/') && !amount.is_whole() {
-            checks.invalid(path, amount.to_string(), "must be an integer");
-        }
-    };
-    for (name, limit) in entries(requirements, "limits") {
-        if let Some(limit) = quantity(limit) {
-            one(checks, name, limit, &limits.key(name));
-        }
-    }
-    for (name, request) in entries(requirements, "requests") {
-        let Some(request) = quantity(request) else {
-            continue;
-        };
-        one(checks, name, request, &requests.key(name));
-        let exact = name.starts_with("hugepages-")
-            || (name.contains('/') && !name.contains("kubernetes.io/"));
-        match requirements
-            .get("limits")
-            .and_then(|l| l.get(name))
-            .and_then(quantity)
-        {
-            Some(limit) if exact && request != limit => {
-                checks.invalid(
-                    &requests,
-                    request.to_string(),
-                    &format!("must be equal to {name} limit of {limit}"),
-                );
-            }
-            Some(limit) if request > limit => {
-                let why = format!("must be less than or equal to {name} limit of {limit}");
-                checks.invalid(&requests, request.to_string(), &why);
-            }
-            None if exact => checks.required(
-                &limits,
-                "Limit must be set for non overcommitable resources",
-            ),
-            _ => {}
-        }
-    }
-    if huge && !compute {
-        checks.forbidden(path, "HugePages require cpu or memory");
-    }
-}
-
-fn resource_name(checks: &mut Checks, name: &str, path: &Path) {
-    let messages = names::qualified_name(name);
-    if !messages.is_empty() {
-        checks.each(path, name, messages);
-    } else if !name.contains('/') {
-        const ALL: [&str; 13] = [
-            "storage",
-            "pods",
-            "services",
-            "replicationcontrollers",
-            "resourcequotas",
-            "secrets",
-            "configmaps",
-            "persistentvolumeclaims",
-            "services.nodeports",
-            "services.loadbalancers",
-            "requests.cpu",
-            "limits.cpu",
-            "requests.memory",
-        ];
-        if matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-")
-        {
-            return;
-        }
-        if !ALL.contains(&name) {
-            checks.invalid(
-                path,
-                name,
-                "must be a standard resource type or fully qualified",
-            );
-        }
-        checks.invalid(path, name, "must be a standard resource for containers");
-    } else if !name.contains("kubernetes.io/") && name.starts_with("requests.") {
-        checks.invalid(path, name, "doesn't follow extended resource name standard");
     }
 }
 

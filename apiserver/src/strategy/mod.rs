@@ -8,15 +8,25 @@ use apimachinery::field::ErrorList;
 use apimachinery::resource::Resource;
 use serde_json::Value;
 
+mod address;
+mod autoscaling;
 mod batch;
 pub mod check;
+mod classes;
 mod container;
+mod endpoints;
+mod event;
 mod namespace;
+mod network;
+mod node;
 pub mod pod;
 mod pod_defaults;
 mod pod_spec;
+mod rbac;
+mod resources;
 mod scheduling;
 mod secret;
+mod service;
 mod volume;
 mod workload;
 
@@ -90,6 +100,11 @@ pub trait Strategy: Send + Sync {
         common::counts_generation(&context.resource.group, &context.resource.plural)
     }
 
+    /// Whether a change of the object is one of those that the generation counts.
+    fn is_new_generation(&self, object: &Value, old: &Value) -> bool {
+        common::spec_changed(object, old)
+    }
+
     /// How long an object stops gracefully, given what the delete asked for; `None` for kinds that are just
     /// removed. `Some(0)` removes at once.
     fn grace_period(&self, _object: &Value, _requested: Option<i64>) -> Option<i64> {
@@ -121,12 +136,20 @@ pub trait Strategy: Send + Sync {
 pub enum NameRule {
     /// DNS-1123 subdomain: most kinds.
     Subdomain,
-    /// DNS-1123 label: namespaces.
+    /// DNS-1123 label: namespaces and services.
     Label,
-    /// DNS-1035 label: services (RFC 1035).
-    Dns1035,
+    /// An address in canonical form.
+    IpAddress,
     /// Any path segment: RBAC kinds.
     PathSegment,
+}
+
+/// The check of [`NameRule::IpAddress`].
+#[must_use]
+pub fn address_name(name: &str) -> Vec<String> {
+    let mut checks = check::Checks::default();
+    address::ip(&mut checks, &apimachinery::field::Path::root(), name);
+    checks.0.into_iter().map(|error| error.detail).collect()
 }
 
 /// The behaviour of a kind without rules of its own.
@@ -138,45 +161,68 @@ impl Strategy for Generic {}
 /// The strategy of a resource. One line per kind that has one.
 #[must_use]
 pub fn of(group: &str, plural: &str) -> &'static dyn Strategy {
-    match (group, plural) {
-        ("", "configmaps") => &secret::ConfigMap,
-        ("", "namespaces") => &namespace::Namespace,
-        ("", "pods") => &pod::Pod,
-        ("", "podtemplates") => &workload::PodTemplate,
-        ("", "replicationcontrollers") => &workload::Workload::ReplicationController,
-        ("", "secrets") => &secret::Secret,
-        ("apps", "controllerrevisions") => &workload::ControllerRevision,
-        ("apps", "daemonsets") => &workload::Workload::DaemonSet,
-        ("apps", "deployments") => &workload::Workload::Deployment,
-        ("apps", "replicasets") => &workload::Workload::ReplicaSet,
-        ("apps", "statefulsets") => &workload::Workload::StatefulSet,
-        ("batch", "cronjobs") => &batch::CronJob,
-        ("batch", "jobs") => &batch::Job,
-        ("rbac.authorization.k8s.io", _) => &PathSegmentNames,
-        ("coordination.k8s.io", "leases")
-        | ("", "events" | "endpoints")
-        | ("events.k8s.io", "events") => &CreatedByUpdate,
+    match group {
+        "" => core(plural),
+        "apps" | "batch" => workloads(plural),
+        "autoscaling" if plural == "horizontalpodautoscalers" => {
+            &autoscaling::HorizontalPodAutoscaler
+        }
+        "coordination.k8s.io" if plural == "leases" => &classes::Lease,
+        "discovery.k8s.io" if plural == "endpointslices" => &endpoints::EndpointSlice,
+        "events.k8s.io" => &event::Event,
+        "networking.k8s.io" => networking(plural),
+        "node.k8s.io" if plural == "runtimeclasses" => &classes::RuntimeClass,
+        "policy" if plural == "poddisruptionbudgets" => &classes::PodDisruptionBudget,
+        "rbac.authorization.k8s.io" => match plural {
+            "roles" => &rbac::Role(true),
+            "clusterroles" => &rbac::Role(false),
+            "rolebindings" => &rbac::Binding(true),
+            _ => &rbac::Binding(false),
+        },
+        "scheduling.k8s.io" if plural == "priorityclasses" => &classes::PriorityClass,
         _ => &Generic,
     }
 }
 
-/// Kinds whose names may hold anything that fits into a path (`system:node`).
-#[derive(Debug, Clone, Copy)]
-pub struct PathSegmentNames;
-
-impl Strategy for PathSegmentNames {
-    fn name_rule(&self) -> NameRule {
-        NameRule::PathSegment
+fn core(plural: &str) -> &'static dyn Strategy {
+    match plural {
+        "configmaps" => &secret::ConfigMap,
+        "endpoints" => &endpoints::Endpoints,
+        "events" => &event::Event,
+        "limitranges" => &resources::LimitRange,
+        "namespaces" => &namespace::Namespace,
+        "nodes" => &node::Node,
+        "pods" => &pod::Pod,
+        "podtemplates" => &workload::PodTemplate,
+        "replicationcontrollers" => &workload::Workload::ReplicationController,
+        "resourcequotas" => &resources::ResourceQuota,
+        "secrets" => &secret::Secret,
+        "services" => &service::Service,
+        _ => &Generic,
     }
 }
 
-/// Kinds that PUT creates when they are absent.
-#[derive(Debug, Clone, Copy)]
-pub struct CreatedByUpdate;
+fn workloads(plural: &str) -> &'static dyn Strategy {
+    match plural {
+        "controllerrevisions" => &workload::ControllerRevision,
+        "cronjobs" => &batch::CronJob,
+        "daemonsets" => &workload::Workload::DaemonSet,
+        "deployments" => &workload::Workload::Deployment,
+        "jobs" => &batch::Job,
+        "replicasets" => &workload::Workload::ReplicaSet,
+        "statefulsets" => &workload::Workload::StatefulSet,
+        _ => &Generic,
+    }
+}
 
-impl Strategy for CreatedByUpdate {
-    fn allow_create_on_update(&self) -> bool {
-        true
+fn networking(plural: &str) -> &'static dyn Strategy {
+    match plural {
+        "ingressclasses" => &network::IngressClass,
+        "ingresses" => &network::Ingress,
+        "ipaddresses" => &network::IpAddress,
+        "networkpolicies" => &network::NetworkPolicy,
+        "servicecidrs" => &network::ServiceCidr,
+        _ => &Generic,
     }
 }
 
@@ -187,10 +233,13 @@ pub mod common {
     /// The kinds whose registries count generations.
     pub fn counts_generation(group: &str, plural: &str) -> bool {
         match group {
-            "" => matches!(plural, "pods" | "replicationcontrollers"),
+            "" => matches!(plural, "pods" | "podtemplates" | "replicationcontrollers"),
             "apps" => plural != "controllerrevisions",
             "batch" => true,
-            "networking.k8s.io" => matches!(plural, "ingresses" | "networkpolicies"),
+            "discovery.k8s.io" => true,
+            "networking.k8s.io" => {
+                matches!(plural, "ingresses" | "ingressclasses" | "networkpolicies")
+            }
             "policy" => plural == "poddisruptionbudgets",
             "admissionregistration.k8s.io"
             | "flowcontrol.apiserver.k8s.io"
@@ -203,6 +252,24 @@ pub mod common {
                     || matches!(group, "autoscaling" | "events"))
             }
         }
+    }
+
+    /// Anything but metadata and status.
+    #[must_use]
+    pub fn spec_changed(object: &Value, old: &Value) -> bool {
+        let (Some(object), Some(old)) = (object.as_object(), old.as_object()) else {
+            return false;
+        };
+        let counts =
+            |key: &&String| !matches!(key.as_str(), "metadata" | "status" | "apiVersion" | "kind");
+        object
+            .keys()
+            .filter(counts)
+            .any(|key| object.get(key) != old.get(key))
+            || old
+                .keys()
+                .filter(counts)
+                .any(|key| !object.contains_key(key))
     }
 
     fn has_status(context: &Context<'_>) -> bool {
@@ -252,5 +319,53 @@ pub mod common {
                 None => map.remove(key),
             };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is wrong with an object, or with a change of it.
+    pub fn refusals(plural: &str, object: &Value, old: Option<&Value>) -> Vec<String> {
+        let found = apimachinery::resource::builtin()
+            .iter()
+            .find(|r| r.plural == plural)
+            .unwrap();
+        refusals_in(&found.group, plural, object, old)
+    }
+
+    pub fn refusals_in(
+        group: &str,
+        plural: &str,
+        object: &Value,
+        old: Option<&Value>,
+    ) -> Vec<String> {
+        let resource = apimachinery::resource::builtin()
+            .iter()
+            .find(|r| r.group == group && r.plural == plural)
+            .unwrap();
+        let context = Context {
+            resource,
+            subresource: "",
+            namespace: "default",
+        };
+        let strategy = of(group, plural);
+        let errors = match old {
+            Some(old) => strategy.validate_update(&context, object, old),
+            None => strategy.validate(&context, object),
+        };
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn generations() {
+        let old = serde_json::json!({"metadata": {"a": 1}, "spec": {"x": 1}, "status": {"y": 1}});
+        let mut new = old.clone();
+        new["metadata"] = serde_json::json!({});
+        new["status"] = serde_json::json!({});
+        assert!(!common::spec_changed(&new, &old));
+        new["data"] = 1.into();
+        assert!(common::spec_changed(&new, &old) && common::spec_changed(&old, &new));
     }
 }

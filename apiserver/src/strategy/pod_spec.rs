@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::check::{Checks, flag, given, integer, list, text};
 use super::container::{self, profiles, user_or_group};
-use super::{scheduling, volume};
+use super::{resources, scheduling, volume};
 
 /// Validates a pod spec (`ValidatePodSpec`). `is_pod` is false inside templates.
 pub fn validate(checks: &mut Checks, spec: &Value, path: &Path, is_pod: bool) {
@@ -23,7 +23,7 @@ pub fn validate(checks: &mut Checks, spec: &Value, path: &Path, is_pod: bool) {
     container::init_containers(checks, spec, &pod, &path.child("initContainers"));
     container::ephemeral_containers(checks, spec, &pod, &path.child("ephemeralContainers"));
     if let Some(resources) = given(spec, "resources") {
-        container::resources(checks, resources, &path.child("resources"));
+        resources::pod(checks, resources, &path.child("resources"));
     }
     host_network(checks, spec, path, is_pod);
     let policy = text(spec, "restartPolicy");

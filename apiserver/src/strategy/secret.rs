@@ -225,26 +225,8 @@ fn key_pair(certificate: &[u8], key: &[u8]) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::strategy::tests::refusals;
     use serde_json::json;
-
-    const SECRETS: &str = "secrets";
-
-    fn errors(strategy: &dyn Strategy, object: &Value, old: Option<&Value>) -> Vec<String> {
-        let resource = apimachinery::resource::builtin()
-            .iter()
-            .find(|r| r.plural == SECRETS)
-            .unwrap();
-        let context = Context {
-            resource,
-            subresource: "",
-            namespace: "default",
-        };
-        let found = match old {
-            Some(old) => strategy.validate_update(&context, object, old),
-            None => strategy.validate(&context, object),
-        };
-        found.0.iter().map(ToString::to_string).collect()
-    }
 
     #[test]
     fn string_data_is_written_into_data() {
@@ -272,16 +254,16 @@ mod tests {
             (json!({"type": "Opaque", "data": {"a": b64(&"x".repeat(MAX_SIZE + 1))}}), &["data: Too long: may not be more than 1048576 bytes"]),
         ];
         for (secret, want) in table {
-            assert_eq!(errors(&Secret, secret, None), *want);
+            assert_eq!(refusals("secrets", secret, None), *want);
         }
     }
 
     #[test]
     fn sealed_bags_stay_as_they_are() {
         let old = json!({"immutable": true, "type": "Opaque", "data": {"a": "MQ=="}});
-        assert!(errors(&Secret, &old, Some(&old)).is_empty());
+        assert!(refusals("secrets", &old, Some(&old)).is_empty());
         let new = json!({"type": "other", "data": {"a": "Mg=="}});
-        let found = errors(&Secret, &new, Some(&old));
+        let found = refusals("secrets", &new, Some(&old));
         assert_eq!(
             found,
             [
@@ -293,7 +275,7 @@ mod tests {
         let old = json!({"immutable": true, "data": {"a": "1"}, "binaryData": {"b": "MQ=="}});
         let new =
             json!({"immutable": true, "data": {"a": "1", "b": "x"}, "binaryData": {"b": "MQ=="}});
-        let found = errors(&ConfigMap, &new, Some(&old));
+        let found = refusals("configmaps", &new, Some(&old));
         assert_eq!(
             found,
             [
