@@ -221,7 +221,7 @@ fn named(kind: &str, names: &[&str]) -> String {
     )
 }
 
-fn names<'a>(spec: &'a Value, bad: impl Fn(&Value) -> bool) -> Vec<&'a str> {
+fn names(spec: &Value, bad: impl Fn(&Value) -> bool) -> Vec<&str> {
     containers(spec)
         .filter(|c| bad(c))
         .map(|c| text(c, "name"))

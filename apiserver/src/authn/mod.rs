@@ -109,12 +109,15 @@ impl Anonymous {
 const TTL: Duration = Duration::from_secs(10);
 const MAX_CACHED: usize = 4096;
 
+/// Who a token is from, or what is wrong with it.
+type Verdict = std::result::Result<Arc<UserInfo>, String>;
+
 /// Finds out who a request is from.
 pub struct Authenticator {
     tokens: Option<Tokens>,
     anonymous: Anonymous,
     anonymous_user: Arc<UserInfo>,
-    cache: Mutex<HashMap<u128, (Instant, std::result::Result<Arc<UserInfo>, String>)>>,
+    cache: Mutex<HashMap<u128, (Instant, Verdict)>>,
     hashers: [RandomState; 2],
 }
 

@@ -189,7 +189,7 @@ impl Token {
             )));
         }
         if token.start.is_empty() || token.start.split('/').any(|part| part == "..") {
-            return Err(invalid(format!("{}", token.start)));
+            return Err(invalid(token.start.to_string()));
         }
         if token.rv == 0 || token.rv < INCONSISTENT {
             return Err(invalid(

@@ -15,7 +15,7 @@ use super::{Exchange, patch, watch};
 use crate::body::{self, Reply};
 use crate::cache::Selection;
 use crate::negotiate::{Accept, media};
-use crate::registry::decode::{self, FieldValidation, Media};
+use crate::registry::decode::{self, FieldValidation};
 use crate::registry::delete::DeleteOptions;
 use crate::registry::read::{List, ListOptions, parse_version, resume};
 use crate::registry::table::Served;
@@ -297,10 +297,7 @@ pub(super) async fn delete_options(
             json!({"kind": "DeleteOptions", "apiVersion": "v1"}),
         ));
     }
-    let media = match media(&exchange.headers)? {
-        Media::Yaml => Media::Yaml,
-        Media::Json => Media::Json,
-    };
+    let media = media(&exchange.headers)?;
     let parsed = decode::parse(&bytes, media).map_err(Status::bad_request)?;
     let kind = parsed.value["kind"].as_str().unwrap_or("DeleteOptions");
     if !parsed.value.is_object() || kind != "DeleteOptions" {

@@ -136,11 +136,11 @@ fn contents(checks: &mut Checks, object: &Value, path: &Path) {
     let data = &object["data"];
     let missing = |key: &str| data.get(key).is_none();
     match text(object, "type") {
-        "kubernetes.io/service-account-token" => {
-            if object::annotation(object, ACCOUNT).is_none_or(str::is_empty) {
-                let path = Path::new("metadata").child("annotations").key(ACCOUNT);
-                checks.required(&path, "");
-            }
+        "kubernetes.io/service-account-token"
+            if object::annotation(object, ACCOUNT).is_none_or(str::is_empty) =>
+        {
+            let path = Path::new("metadata").child("annotations").key(ACCOUNT);
+            checks.required(&path, "");
         }
         "kubernetes.io/dockercfg" => json_object(checks, data, ".dockercfg", path),
         "kubernetes.io/dockerconfigjson" => json_object(checks, data, ".dockerconfigjson", path),
