@@ -7,6 +7,7 @@ use apimachinery::status::{Result, Status};
 use serde_json::Value;
 use storage::Expect;
 
+use super::managed::Tracking;
 use super::table::Served;
 use super::{Call, Registry, Reservation, Target, Written, decode, meta};
 use crate::admission::Operation;
@@ -21,8 +22,30 @@ impl Registry {
     pub async fn create(
         &self,
         target: Target<'_>,
+        object: Value,
+        call: &mut Call<'_>,
+    ) -> Result<Written> {
+        self.create_tracked(target, object, call, Tracking::Update)
+            .await
+    }
+
+    /// Creates what [`Self::applied`] made of nothing.
+    pub async fn create_applied(
+        &self,
+        target: Target<'_>,
+        object: Value,
+        call: &mut Call<'_>,
+    ) -> Result<Written> {
+        self.create_tracked(target, object, call, Tracking::Done)
+            .await
+    }
+
+    async fn create_tracked(
+        &self,
+        target: Target<'_>,
         mut object: Value,
         call: &mut Call<'_>,
+        tracking: Tracking,
     ) -> Result<Written> {
         meta::match_namespace(target, &mut object)?;
         if !object::resource_version(&object).is_empty() {
@@ -39,6 +62,10 @@ impl Registry {
             },
             ..target
         };
+        // What admission adds belongs to nobody.
+        if tracking == Tracking::Update {
+            self.note_managers(target, call, &Value::Null, &mut object);
+        }
         self.admit(Operation::Create, target, call, &mut object, &Value::Null)
             .await?;
         object = decode::complete(target.served, object);

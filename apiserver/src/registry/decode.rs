@@ -111,6 +111,7 @@ pub fn finish(
         duplicates,
     } = parsed;
     check_kind(resource, &mut value)?;
+    keep_reset(&mut value);
     let unfit = |error: &str| {
         Status::bad_request(format!(
             "{} in version {:?} cannot be handled as a {}: {error}",
@@ -132,6 +133,17 @@ pub fn finish(
         FieldValidation::Ignore => {}
     }
     Ok(value)
+}
+
+/// An empty list of managers resets them; typed documents drop empty lists, so it is said in the other way.
+fn keep_reset(value: &mut Value) {
+    let managers = value
+        .get_mut("metadata")
+        .and_then(|metadata| metadata.get_mut("managedFields"))
+        .and_then(Value::as_array_mut);
+    if let Some(managers) = managers.filter(|managers| managers.is_empty()) {
+        managers.push(Value::Object(Map::new()));
+    }
 }
 
 /// A body without kind or version is taken for what the URL says; another one is refused.

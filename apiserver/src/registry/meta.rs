@@ -72,7 +72,6 @@ pub fn fill(object: &mut Value, now: Timestamp) {
         "deletionGracePeriodSeconds",
         "selfLink",
         "generation",
-        "managedFields",
     ] {
         object::set_metadata(object, field, Value::Null);
     }
@@ -90,9 +89,7 @@ pub fn keep(object: &mut Value, old: &Value) {
     for field in ["creationTimestamp", "generation", "resourceVersion"] {
         object::set_metadata(object, field, kept[field].clone());
     }
-    for field in ["selfLink", "managedFields"] {
-        object::set_metadata(object, field, Value::Null);
-    }
+    object::set_metadata(object, "selfLink", Value::Null);
     // A deletion under way goes on as it was; one cannot be begun by an update.
     object::set_metadata(
         object,

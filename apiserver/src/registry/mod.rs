@@ -8,11 +8,13 @@
 pub mod create;
 pub mod decode;
 pub mod delete;
+pub mod managed;
 pub mod meta;
 pub mod read;
 pub mod table;
 pub mod update;
 
+use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -43,6 +45,8 @@ pub struct Call<'a> {
     /// The options as sent, for admission.
     pub options: &'a Value,
     pub dry_run: bool,
+    /// The name under which changed fields are owned.
+    pub manager: Cow<'a, str>,
     /// Collected for `Warning` headers.
     pub warnings: Vec<String>,
 }
@@ -54,6 +58,7 @@ impl<'a> Call<'a> {
             user,
             options: &Value::Null,
             dry_run: false,
+            manager: Cow::Borrowed("kube-apiserver"),
             warnings: Vec::new(),
         }
     }

@@ -5,12 +5,14 @@
 
 use std::sync::Arc;
 
+use apimachinery::managed::entries::restore_times;
 use apimachinery::object;
 use apimachinery::status::{Result, Status};
 use serde_json::Value;
 use storage::{Expect, KeyValue};
 
 use super::create::finished;
+use super::managed::Tracking;
 use super::{Call, Registry, Target, Written, decode, meta};
 use crate::admission::Operation;
 use crate::cache::{Object, store_error};
@@ -33,7 +35,40 @@ impl Registry {
         &self,
         target: Target<'_>,
         call: &mut Call<'_>,
+        change: impl FnMut(&Value) -> Result<Value>,
+    ) -> Result<Written> {
+        // A pod is bound by its scheduler; nobody owns that.
+        let tracking = match target.subresource {
+            "binding" => Tracking::Done,
+            _ => Tracking::Update,
+        };
+        self.update_tracked(target, call, change, tracking).await
+    }
+
+    /// Applies a document to an object that exists.
+    pub async fn update_applied(
+        &self,
+        target: Target<'_>,
+        call: &mut Call<'_>,
+        document: &Value,
+        force: bool,
+    ) -> Result<Written> {
+        let request = Call {
+            warnings: Vec::new(),
+            manager: call.manager.clone(),
+            ..*call
+        };
+        let change = |old: &Value| self.applied(target, &request, old, document, force);
+        self.update_tracked(target, call, change, Tracking::Done)
+            .await
+    }
+
+    async fn update_tracked(
+        &self,
+        target: Target<'_>,
+        call: &mut Call<'_>,
         mut change: impl FnMut(&Value) -> Result<Value>,
+        tracking: Tracking,
     ) -> Result<Written> {
         let mut found = self
             .store
@@ -47,7 +82,10 @@ impl Registry {
             let current = self.current(target, kv)?;
             call.warnings.clear();
             let object = change(&current.object)?;
-            match self.try_update(target, call, &current, object).await? {
+            match self
+                .try_update(target, call, &current, object, tracking)
+                .await?
+            {
                 Ok(written) => return Ok(written),
                 Err(newer) => found = newer.map(|kv| *kv),
             }
@@ -62,11 +100,15 @@ impl Registry {
         call: &mut Call<'_>,
         current: &Current,
         mut object: Value,
+        tracking: Tracking,
     ) -> Result<std::result::Result<Written, Option<Box<KeyValue>>>> {
         let old = &current.object;
         meta::match_name(target, &mut object)?;
         meta::match_namespace(target, &mut object)?;
         self.check_preconditions(target, current, &object)?;
+        if tracking == Tracking::Update {
+            self.note_managers(target, call, old, &mut object);
+        }
         if target.subresource != "binding" {
             self.admit(Operation::Update, target, call, &mut object, old)
                 .await?;
@@ -85,6 +127,7 @@ impl Registry {
             }
             _ => None,
         };
+        keep_times(&mut object, old);
         let stored = self.encode(target.served, &object)?;
         if call.dry_run || stored == current.stored {
             // Nothing to write: the version stays what it was.
@@ -281,6 +324,23 @@ impl Registry {
             false => Ok(object.value()),
         }
     }
+}
+
+/// A write that changes nothing but the time of its manager changes nothing.
+fn keep_times(object: &mut Value, old: &Value) {
+    let before = &old["metadata"]["managedFields"];
+    if object["metadata"]["managedFields"] == *before {
+        return;
+    }
+    let mut managers = object["metadata"]["managedFields"].take();
+    if restore_times(&mut managers, before) {
+        let newer = std::mem::replace(&mut object["metadata"]["managedFields"], managers);
+        if *object == *old {
+            return;
+        }
+        managers = newer;
+    }
+    object::set_metadata(object, "managedFields", managers);
 }
 
 /// Subresources that change the status of their object. Approving a certificate request is a condition of it.

@@ -31,6 +31,7 @@ pub async fn evict(exchange: &Exchange, served: &Arc<Served>, eviction: &Value) 
         user: &exchange.user,
         options: &sent,
         dry_run: options.dry_run,
+        manager: exchange.manager().into(),
         warnings: Vec::new(),
     };
     registry.delete(target, &mut call, &options).await.map(drop)

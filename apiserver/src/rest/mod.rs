@@ -3,6 +3,7 @@
 //! [`handle`] is the whole chain: read the request, who, may they, then [`objects`], [`subresources`] or one of
 //! the fixed paths. Nothing here knows a kind.
 
+pub mod apply;
 pub mod components;
 pub mod connect;
 pub mod eviction;

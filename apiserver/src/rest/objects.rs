@@ -1,10 +1,12 @@
 //! The verbs on objects themselves: get, list, watch, create, update, patch, delete, deletecollection.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use apimachinery::field::{Error, ErrorList, Path};
 use apimachinery::resource::{GroupKind, Resource};
 use apimachinery::status::{Details, Result, Status};
+use apimachinery::validation::field_manager;
 use apimachinery::{object, status};
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
@@ -17,6 +19,7 @@ use crate::cache::Selection;
 use crate::negotiate::{Accept, media};
 use crate::registry::decode::{self, FieldValidation};
 use crate::registry::delete::DeleteOptions;
+use crate::registry::managed::manager_of_agent;
 use crate::registry::read::{List, ListOptions, parse_version, resume};
 use crate::registry::table::Served;
 use crate::registry::{Call, Target};
@@ -71,6 +74,13 @@ impl Exchange {
             query: &self.query,
             gzip: respond::takes_gzip(&self.headers),
         })
+    }
+
+    /// The manager of a write that names none.
+    pub(super) fn manager(&self) -> String {
+        let agent = self.headers.get(http::header::USER_AGENT);
+        let agent = agent.and_then(|agent| agent.to_str().ok());
+        manager_of_agent(agent.unwrap_or_default())
     }
 
     fn selection(&self, served: &Served) -> Result<Selection> {
@@ -143,6 +153,8 @@ async fn start_watch(exchange: &Exchange, served: &Arc<Served>) -> Result<Reply>
 pub(super) struct WriteOptions {
     pub dry_run: bool,
     pub validation: FieldValidation,
+    /// The name under which changed fields are owned.
+    pub manager: String,
     /// As a document, for admission.
     pub document: Value,
 }
@@ -175,11 +187,7 @@ impl WriteOptions {
             }
         };
         let manager = query.get("fieldManager").unwrap_or_default();
-        if manager.len() > 128 {
-            errors
-                .0
-                .push(Error::too_long(&Path::new("fieldManager"), 128));
-        }
+        errors.append(field_manager(manager, &Path::new("fieldManager")));
         if !errors.is_empty() {
             return Err(Status::invalid(
                 &GroupKind::new("meta.k8s.io", kind),
@@ -197,6 +205,10 @@ impl WriteOptions {
         Ok(Self {
             dry_run: !dry_run.is_empty(),
             validation,
+            manager: match manager {
+                "" => exchange.manager(),
+                manager => manager.to_owned(),
+            },
             document,
         })
     }
@@ -206,6 +218,7 @@ impl WriteOptions {
             user: &exchange.user,
             options: &self.document,
             dry_run: self.dry_run,
+            manager: Cow::Borrowed(&self.manager),
             warnings: Vec::new(),
         }
     }
@@ -317,6 +330,7 @@ async fn delete(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -> Re
         user: &exchange.user,
         options: &sent,
         dry_run: options.dry_run,
+        manager: Cow::Owned(exchange.manager()),
         warnings: Vec::new(),
     };
     let target = exchange.target(served);
@@ -353,6 +367,7 @@ async fn delete_collection(
         user: &exchange.user,
         options: &sent,
         dry_run: options.dry_run,
+        manager: Cow::Owned(exchange.manager()),
         warnings: Vec::new(),
     };
     let registry = &exchange.server.registry;

@@ -2,24 +2,26 @@
 
 use std::sync::Arc;
 
+use apimachinery::field::{Error, Path};
 use apimachinery::patch::{json_patch, merge_patch, strategic_merge};
 use apimachinery::status::{Result, Status};
 use http::StatusCode;
 use hyper::body::Incoming;
 use serde_json::Value;
 
-use super::Exchange;
 use super::objects::WriteOptions;
 use super::respond::warn;
+use super::{Exchange, apply};
 use crate::body::{self, Reply};
 use crate::negotiate::content_type;
 use crate::registry::decode::{self, FieldValidation, Media, Parsed};
 use crate::registry::table::Served;
 
-const ACCEPTED: [&str; 3] = [
+const ACCEPTED: [&str; 4] = [
     "application/json-patch+json",
     "application/merge-patch+json",
     "application/strategic-merge-patch+json",
+    apply::MEDIA_TYPE,
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,9 +92,13 @@ impl Patch {
 }
 
 pub async fn handle(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -> Result<Reply> {
+    let media = content_type(&exchange.headers).to_owned();
+    if media == apply::MEDIA_TYPE {
+        return apply::handle(exchange, served, body).await;
+    }
     let presenter = exchange.presenter(served)?;
     let options = WriteOptions::read(exchange, "PatchOptions")?;
-    let media = content_type(&exchange.headers).to_owned();
+    refuse_force(exchange)?;
     let patch = Patch::read(&media, &body::read(body).await?)?;
     let target = exchange.target(served);
     let mut call = options.call(exchange);
@@ -110,6 +116,17 @@ pub async fn handle(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -
     warn(&mut response, &warnings);
     warn(&mut response, &call.warnings);
     Ok(response)
+}
+
+/// Only an apply can be forced.
+fn refuse_force(exchange: &Exchange) -> Result<()> {
+    match apply::force(exchange)? {
+        true => Err(apply::refused(Error::forbidden(
+            &Path::new("force"),
+            "may not be specified for non-apply patch",
+        ))),
+        false => Ok(()),
+    }
 }
 
 /// Applies a patch and decodes the result like any other body.

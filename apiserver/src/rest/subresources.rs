@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use apimachinery::field::{Error, ErrorList, Path};
 use apimachinery::object;
-use apimachinery::resource::{GroupKind, GroupResource};
+use apimachinery::resource::{GroupKind, GroupResource, GroupVersionKind};
 use apimachinery::status::{Result, Status};
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::objects::WriteOptions;
 use super::patch::Patch;
 use super::respond::{document, warn};
-use super::{Exchange, connect, eviction, objects};
+use super::{Exchange, apply, connect, eviction, objects};
 use crate::body::{self, Reply};
 use crate::negotiate::{Accept, content_type, media};
 use crate::registry::decode;
@@ -226,12 +226,20 @@ async fn scale(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -> Res
     }
     let options = WriteOptions::read(exchange, "UpdateOptions")?;
     let mut call = options.call(exchange);
-    let bytes = body::read(body).await?;
-    let written = if exchange.info.verb == "patch" {
+    let written = if content_type(&exchange.headers) == apply::MEDIA_TYPE {
+        let request = apply::Request::read(exchange, body).await?;
+        request.check(options.validation, &mut call.warnings)?;
+        let wanted = scaled(target, &request.document)?;
+        registry
+            .update_applied(target, &mut call, &wanted, request.force)
+            .await?
+    } else if exchange.info.verb == "patch" {
+        let bytes = body::read(body).await?;
         let patch = Patch::read(content_type(&exchange.headers), &bytes)?;
         let change = |old: &Value| rescale(old, &patch.merge(&scale_of(old))?);
         registry.update(target, &mut call, change).await?
     } else {
+        let bytes = body::read(body).await?;
         let parsed =
             decode::parse(&bytes, media(&exchange.headers)?).map_err(Status::bad_request)?;
         if !parsed.value.is_object()
@@ -251,6 +259,24 @@ async fn scale(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -> Res
     let mut response = document(StatusCode::OK, &scale, accept);
     warn(&mut response, &call.warnings);
     Ok(response)
+}
+
+/// What an applied Scale wants of the object that it scales.
+fn scaled(target: Target<'_>, scale: &Value) -> Result<Value> {
+    let found = object::group_version_kind(scale);
+    if found != GroupVersionKind::new("autoscaling", "v1", "Scale") {
+        return Err(Status::bad_request(format!("invalid object type: {found}")));
+    }
+    let resource = &target.served.resource;
+    let mut wanted = json!({
+        "apiVersion": resource.api_version(), "kind": resource.kind,
+        "metadata": scale.get("metadata").cloned().unwrap_or_default(),
+    });
+    object::set_name(&mut wanted, target.name);
+    if let Some(replicas) = scale["spec"].get("replicas") {
+        wanted["spec"] = json!({ "replicas": replicas });
+    }
+    Ok(wanted)
 }
 
 fn scale_of(object: &Value) -> Value {
