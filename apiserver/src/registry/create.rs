@@ -124,7 +124,7 @@ impl Registry {
         object: &mut Value,
         call: &mut Call<'_>,
     ) -> Result<()> {
-        let (strategy, context) = (target.served.strategy, target.context());
+        let (strategy, context) = (target.served.strategy, target.context(call.user));
         strategy.prepare_for_create(&context, object);
         if strategy.has_generation(&context) {
             object::set_metadata(object, "generation", 1);

@@ -116,11 +116,15 @@ impl<'a> Target<'a> {
         Status::not_found(&self.group_resource(), self.name)
     }
 
-    fn context(&self) -> crate::strategy::Context<'a> {
+    fn context<'b>(&self, user: &'b UserInfo) -> crate::strategy::Context<'b>
+    where
+        'a: 'b,
+    {
         crate::strategy::Context {
             resource: &self.served.resource,
             subresource: self.subresource,
             namespace: self.namespace,
+            user: Some(user),
         }
     }
 }

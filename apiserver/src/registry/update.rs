@@ -209,7 +209,7 @@ impl Registry {
         object: &mut Value,
         old: &Value,
     ) -> Result<()> {
-        let (strategy, context) = (target.served.strategy, target.context());
+        let (strategy, context) = (target.served.strategy, target.context(call.user));
         meta::keep(object, old);
         if target.subresource == "binding" {
             // What a binding changes is made here, not sent: there is nothing to check.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::check::{Checks, flag, given, integer, list_mut, same, set_default, text};
 use super::workload::default_template;
-use super::{Context, Strategy, common, pod_spec};
+use super::{Context, Strategy, common, pod_spec, pod_warnings};
 
 pub struct Job;
 pub struct CronJob;
@@ -15,6 +15,14 @@ const UID_LABELS: [&str; 2] = ["controller-uid", "batch.kubernetes.io/controller
 const NAME_LABELS: [&str; 2] = ["job-name", "batch.kubernetes.io/job-name"];
 
 impl Strategy for Job {
+    fn warnings(&self, context: &Context<'_>, object: &Value) -> Vec<String> {
+        if !context.subresource.is_empty() {
+            return Vec::new();
+        }
+        let path = Path::new("spec").child("template");
+        pod_warnings::warnings(&object["spec"]["template"], &path)
+    }
+
     fn default(&self, object: &mut Value) {
         let Some(spec) = object.get_mut("spec").filter(|s| s.is_object()) else {
             return;
@@ -308,6 +316,17 @@ fn indexed(checks: &mut Checks, spec: &Value, path: &Path) {
 }
 
 impl Strategy for CronJob {
+    fn warnings(&self, context: &Context<'_>, object: &Value) -> Vec<String> {
+        if !context.subresource.is_empty() {
+            return Vec::new();
+        }
+        let path = Path::new("spec")
+            .child("jobTemplate")
+            .child("spec")
+            .child("template");
+        pod_warnings::warnings(&object["spec"]["jobTemplate"]["spec"]["template"], &path)
+    }
+
     fn default(&self, object: &mut Value) {
         let Some(spec) = object.get_mut("spec").filter(|s| s.is_object()) else {
             return;

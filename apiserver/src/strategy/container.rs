@@ -8,13 +8,17 @@ use apimachinery::names;
 use serde_json::Value;
 
 use super::check::{Checks, flag, given, integer, list, text};
-use super::resources;
 use super::volume::{descending_path, field_ref, resource_field_ref};
+use super::{pod_parts, resources};
 
 /// What validation of a container needs to know about its pod.
 pub struct Pod<'a> {
     /// Names of the volumes, and whether each may be a block device.
     pub volumes: HashSet<&'a str>,
+    /// The volumes themselves.
+    pub sources: &'a [Value],
+    /// Whether nothing in the pod restarts.
+    pub never: bool,
     pub grace_period: Option<i64>,
     pub host_users: bool,
     pub os: &'a str,
@@ -33,7 +37,7 @@ pub fn containers(checks: &mut Checks, spec: &Value, pod: &Pod<'_>, path: &Path)
         common(checks, container, pod, &path);
         unique_name(checks, container, &mut seen, &path);
         lifecycle_and_probes(checks, container, pod, &path);
-        restart_policy(checks, container, &path);
+        pod_parts::restarts(checks, container, &path);
     }
     host_ports(checks, containers, path);
 }
@@ -49,7 +53,15 @@ pub fn init_containers(checks: &mut Checks, spec: &Value, pod: &Pod<'_>, path: &
         common(checks, container, pod, &at);
         unique_name(checks, container, &mut seen, &at);
         host_ports(checks, std::slice::from_ref(container), path);
-        restart_policy(checks, container, &at);
+        pod_parts::restarts(checks, container, &at);
+        let sidecar = text(container, "restartPolicy") == "Always";
+        for (j, policy) in list(container, "resizePolicy").iter().enumerate() {
+            if !sidecar && text(policy, "restartPolicy") == "RestartContainer" {
+                let path = at.child("resizePolicy").index(j).child("restartPolicy");
+                let why = "must not be set to 'RestartContainer' for non-sidecar initContainers";
+                checks.invalid(&path, "RestartContainer", why);
+            }
+        }
         if text(container, "restartPolicy") == "Always" {
             lifecycle_and_probes(checks, container, pod, &at);
             continue;
@@ -135,6 +147,8 @@ fn common(checks: &mut Checks, container: &Value, pod: &Pod<'_>, path: &Path) {
     env(checks, container, &path.child("env"));
     env_from(checks, container, &path.child("envFrom"));
     mounts(checks, container, pod, &path.child("volumeMounts"));
+    let at = path.child("volumeDevices");
+    pod_parts::devices(checks, container, pod.sources, &at);
     let policy = text(container, "imagePullPolicy");
     checks.one_of(
         &path.child("imagePullPolicy"),
@@ -144,26 +158,10 @@ fn common(checks: &mut Checks, container: &Value, pod: &Pod<'_>, path: &Path) {
     if let Some(requirements) = given(container, "resources") {
         resources::container(checks, requirements, &path.child("resources"));
     }
+    let at = path.child("resizePolicy");
+    pod_parts::resize_policies(checks, container, pod.never, &at);
     if let Some(context) = given(container, "securityContext") {
         security_context(checks, context, pod, &path.child("securityContext"));
-    }
-}
-
-fn restart_policy(checks: &mut Checks, container: &Value, path: &Path) {
-    let rules = list(container, "restartPolicyRules");
-    match text(container, "restartPolicy") {
-        "" if !rules.is_empty() => {
-            checks.required(
-                &path.child("restartPolicy"),
-                "must specify restartPolicy when restart rules are used",
-            );
-        }
-        "" => {}
-        policy => checks.one_of(
-            &path.child("restartPolicy"),
-            policy,
-            &["Always", "OnFailure", "Never"],
-        ),
     }
 }
 
@@ -256,7 +254,10 @@ fn env(checks: &mut Checks, container: &Value, path: &Path) {
                 key => checks.each(&path.child("key"), key, names::config_map_key(key)),
             }
         }
-        sources += usize::from(given(from, "fileKeyRef").is_some());
+        if let Some(reference) = given(from, "fileKeyRef") {
+            sources += 1;
+            pod_parts::file_key(checks, reference, &path.child("fileKeyRef"));
+        }
         if sources == 0 {
             let why = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`";
             checks.invalid(&path, "", why);
@@ -347,6 +348,7 @@ fn mounts(checks: &mut Checks, container: &Value, pod: &Pod<'_>, path: &Path) {
             checks.invalid(&at.child("subPathExpr"), text(mount, "subPathExpr"), why);
         }
         propagation(checks, container, mount, &path.child("mountPropagation"));
+        pod_parts::recursive_read_only(checks, mount, &path.child("recursiveReadOnly"));
     }
 }
 
@@ -373,11 +375,8 @@ fn lifecycle_and_probes(checks: &mut Checks, container: &Value, pod: &Pod<'_>, p
                 handler(checks, action, pod, &path.child(hook));
             }
         }
-        if given(lifecycle, "stopSignal").is_some() && pod.os.is_empty() {
-            checks.forbidden(
-                &path.child("stopSignal"),
-                "may not be set for containers with empty `spec.os.name`",
-            );
+        if let Some(signal) = lifecycle.get("stopSignal").and_then(Value::as_str) {
+            pod_parts::stop_signal(checks, signal, pod.os, &path.child("stopSignal"));
         }
     }
     for kind in ["livenessProbe", "readinessProbe", "startupProbe"] {

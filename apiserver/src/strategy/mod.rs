@@ -8,25 +8,37 @@ use apimachinery::field::ErrorList;
 use apimachinery::resource::Resource;
 use serde_json::Value;
 
+use crate::authn::UserInfo;
+
 mod address;
 mod autoscaling;
 mod batch;
+mod certificates;
 pub mod check;
+mod claim;
 mod classes;
 mod container;
+mod devices;
 mod endpoints;
 mod event;
+mod flowcontrol;
 mod namespace;
 mod network;
 mod node;
+mod persistent_volume;
 pub mod pod;
 mod pod_defaults;
+mod pod_parts;
+mod pod_platform;
+mod pod_resize;
 mod pod_spec;
+mod pod_warnings;
 mod rbac;
 mod resources;
 mod scheduling;
 mod secret;
 mod service;
+mod storage;
 mod volume;
 mod workload;
 
@@ -37,6 +49,8 @@ pub struct Context<'a> {
     /// Empty for the object itself.
     pub subresource: &'a str,
     pub namespace: &'a str,
+    /// Who asks, where that is known.
+    pub user: Option<&'a UserInfo>,
 }
 
 /// One kind's rules. All methods are pure; all have Kubernetes' common behaviour as default.
@@ -167,9 +181,14 @@ pub fn of(group: &str, plural: &str) -> &'static dyn Strategy {
         "autoscaling" if plural == "horizontalpodautoscalers" => {
             &autoscaling::HorizontalPodAutoscaler
         }
+        "certificates.k8s.io" => &certificates::CertificateSigningRequest,
         "coordination.k8s.io" if plural == "leases" => &classes::Lease,
         "discovery.k8s.io" if plural == "endpointslices" => &endpoints::EndpointSlice,
         "events.k8s.io" => &event::Event,
+        "flowcontrol.apiserver.k8s.io" => match plural {
+            "flowschemas" => &flowcontrol::FlowSchema,
+            _ => &flowcontrol::PriorityLevelConfiguration,
+        },
         "networking.k8s.io" => networking(plural),
         "node.k8s.io" if plural == "runtimeclasses" => &classes::RuntimeClass,
         "policy" if plural == "poddisruptionbudgets" => &classes::PodDisruptionBudget,
@@ -179,7 +198,14 @@ pub fn of(group: &str, plural: &str) -> &'static dyn Strategy {
             "rolebindings" => &rbac::Binding(true),
             _ => &rbac::Binding(false),
         },
+        "resource.k8s.io" => match plural {
+            "deviceclasses" => &devices::DeviceClass,
+            "resourceclaims" => &devices::ResourceClaim,
+            "resourceclaimtemplates" => &devices::ResourceClaimTemplate,
+            _ => &devices::ResourceSlice,
+        },
         "scheduling.k8s.io" if plural == "priorityclasses" => &classes::PriorityClass,
+        "storage.k8s.io" => storage_kind(plural),
         _ => &Generic,
     }
 }
@@ -192,6 +218,8 @@ fn core(plural: &str) -> &'static dyn Strategy {
         "limitranges" => &resources::LimitRange,
         "namespaces" => &namespace::Namespace,
         "nodes" => &node::Node,
+        "persistentvolumeclaims" => &claim::PersistentVolumeClaim,
+        "persistentvolumes" => &persistent_volume::PersistentVolume,
         "pods" => &pod::Pod,
         "podtemplates" => &workload::PodTemplate,
         "replicationcontrollers" => &workload::Workload::ReplicationController,
@@ -222,6 +250,18 @@ fn networking(plural: &str) -> &'static dyn Strategy {
         "ipaddresses" => &network::IpAddress,
         "networkpolicies" => &network::NetworkPolicy,
         "servicecidrs" => &network::ServiceCidr,
+        _ => &Generic,
+    }
+}
+
+fn storage_kind(plural: &str) -> &'static dyn Strategy {
+    match plural {
+        "csidrivers" => &storage::CsiDriver,
+        "csinodes" => &storage::CsiNode,
+        "csistoragecapacities" => &storage::CsiStorageCapacity,
+        "storageclasses" => &storage::StorageClass,
+        "volumeattachments" => &storage::VolumeAttachment,
+        "volumeattributesclasses" => &storage::VolumeAttributesClass,
         _ => &Generic,
     }
 }
@@ -349,6 +389,7 @@ mod tests {
             resource,
             subresource: "",
             namespace: "default",
+            user: None,
         };
         let strategy = of(group, plural);
         let errors = match old {

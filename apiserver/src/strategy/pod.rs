@@ -5,7 +5,7 @@ use apimachinery::quantity::Quantity;
 use serde_json::{Map, Value, json};
 
 use super::check::{Checks, entries, given, integer, list, list_mut, same, text};
-use super::{Context, Strategy, common, pod_defaults, pod_spec};
+use super::{Context, Strategy, common, pod_defaults, pod_resize, pod_spec, pod_warnings};
 
 /// The strategy of `pods`.
 pub struct Pod;
@@ -87,14 +87,10 @@ impl Strategy for Pod {
                 &old["spec"],
                 &path.child("ephemeralContainers"),
             );
+        } else if context.subresource == "resize" {
+            pod_resize::validate(&mut checks, object, old, &path);
         } else {
-            spec_update(
-                &mut checks,
-                &object["spec"],
-                &old["spec"],
-                &path,
-                context.subresource == "resize",
-            );
+            spec_update(&mut checks, &object["spec"], &old["spec"], &path);
         }
         checks.done()
     }
@@ -136,6 +132,13 @@ impl Strategy for Pod {
             }
         }
         checks.done()
+    }
+
+    fn warnings(&self, context: &Context<'_>, object: &Value) -> Vec<String> {
+        if context.subresource == "status" {
+            return Vec::new();
+        }
+        pod_warnings::warnings(object, &Path::root())
     }
 
     /// A pod that never ran, or has stopped, goes at once; others get their grace period, at least 1 second if negative.
@@ -195,8 +198,8 @@ fn mirror_annotation(checks: &mut Checks, new: &Value, old: &Value) {
     }
 }
 
-/// What an update may change: images, deadlines, more tolerations, fewer scheduling gates; with `resize`, resources.
-fn spec_update(checks: &mut Checks, new: &Value, old: &Value, path: &Path, resize: bool) {
+/// What an update may change: images, deadlines, more tolerations, fewer scheduling gates.
+fn spec_update(checks: &mut Checks, new: &Value, old: &Value, path: &Path) {
     for kind in ["containers", "initContainers"] {
         if list(new, kind).len() != list(old, kind).len() {
             checks.forbidden(
@@ -242,10 +245,6 @@ fn spec_update(checks: &mut Checks, new: &Value, old: &Value, path: &Path, resiz
     for kind in ["containers", "initContainers"] {
         for (container, before) in list_mut(&mut munged, kind).zip(list(old, kind)) {
             common::copy(container, before, "image");
-            if resize {
-                common::copy(container, before, "resources");
-                common::copy(container, before, "resizePolicy");
-            }
         }
     }
     if integer(old, "terminationGracePeriodSeconds").is_some_and(|s| s < 0)
@@ -373,7 +372,7 @@ fn state_transitions(
 }
 
 /// The changed fields, one a line: shorter than Go's diff, and enough to see what was refused.
-fn difference(new: &Value, old: &Value) -> String {
+pub fn difference(new: &Value, old: &Value) -> String {
     fn walk(new: &Value, old: &Value, at: String, out: &mut Vec<String>) {
         match (new, old) {
             (Value::Object(a), Value::Object(b)) => {
@@ -546,13 +545,7 @@ mod tests {
             let mut new = pod();
             change(&mut new["spec"]);
             let mut checks = Checks::default();
-            spec_update(
-                &mut checks,
-                &new["spec"],
-                &old["spec"],
-                &Path::new("spec"),
-                false,
-            );
+            spec_update(&mut checks, &new["spec"], &old["spec"], &Path::new("spec"));
             let got: Vec<String> = checks.done().0.into_iter().map(|e| e.detail).collect();
             assert!(
                 if want.is_empty() {

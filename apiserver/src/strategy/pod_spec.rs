@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::check::{Checks, flag, given, integer, list, text};
 use super::container::{self, profiles, user_or_group};
-use super::{resources, scheduling, volume};
+use super::{pod_parts, pod_platform, scheduling, volume};
 
 /// Validates a pod spec (`ValidatePodSpec`). `is_pod` is false inside templates.
 pub fn validate(checks: &mut Checks, spec: &Value, path: &Path, is_pod: bool) {
@@ -15,6 +15,8 @@ pub fn validate(checks: &mut Checks, spec: &Value, path: &Path, is_pod: bool) {
     }
     let pod = container::Pod {
         volumes: volume::volumes(checks, spec, &path.child("volumes")),
+        sources: list(spec, "volumes"),
+        never: text(spec, "restartPolicy") == "Never",
         grace_period: integer(spec, "terminationGracePeriodSeconds"),
         host_users: spec.get("hostUsers") != Some(&Value::Bool(false)),
         os: given(spec, "os").map_or("", |os| text(os, "name")),
@@ -22,9 +24,6 @@ pub fn validate(checks: &mut Checks, spec: &Value, path: &Path, is_pod: bool) {
     container::containers(checks, spec, &pod, &path.child("containers"));
     container::init_containers(checks, spec, &pod, &path.child("initContainers"));
     container::ephemeral_containers(checks, spec, &pod, &path.child("ephemeralContainers"));
-    if let Some(resources) = given(spec, "resources") {
-        resources::pod(checks, resources, &path.child("resources"));
-    }
     host_network(checks, spec, path, is_pod);
     let policy = text(spec, "restartPolicy");
     checks.one_of(
@@ -59,6 +58,8 @@ pub fn validate(checks: &mut Checks, spec: &Value, path: &Path, is_pod: bool) {
         &path.child("tolerations"),
     );
     host_aliases(checks, spec, &path.child("hostAliases"));
+    pod_platform::validate(checks, spec, path);
+    pod_parts::validate(checks, spec, path);
 }
 
 fn named_fields(checks: &mut Checks, spec: &Value, path: &Path) {

@@ -62,11 +62,13 @@ fn is_standard(name: &str) -> bool {
 }
 
 /// A resource of Kubernetes itself, not of somebody's device.
+#[must_use]
 pub fn is_native(name: &str) -> bool {
     !name.contains('/') || name.contains("kubernetes.io/")
 }
 
-fn is_extended(name: &str) -> bool {
+#[must_use]
+pub fn is_extended(name: &str) -> bool {
     !is_native(name)
         && !name.starts_with("requests.")
         && names::qualified_name(&format!("requests.{name}")).is_empty()

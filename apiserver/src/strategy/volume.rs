@@ -7,6 +7,8 @@ use apimachinery::quantity::Quantity;
 use serde_json::Value;
 
 use super::check::{Checks, given, integer, list, text};
+use super::claim;
+use super::persistent_volume::{self, driver_name};
 
 const MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
 
@@ -81,16 +83,42 @@ pub fn source(checks: &mut Checks, volume: &Value, path: &Path) {
                     );
                 }
             }
-            "csi" => needed(checks, source, "driver", &path),
-            "ephemeral" if given(source, "volumeClaimTemplate").is_none() => {
-                checks.required(&path.child("volumeClaimTemplate"), "");
+            "csi" => {
+                driver_name(checks, text(source, "driver"), &path.child("driver"));
+                if let Some(secret) = given(source, "nodePublishSecretRef")
+                    && text(secret, "name").is_empty()
+                {
+                    checks.required(&path.child("nodePublishSecretRef").child("name"), "");
+                }
             }
-            _ => {}
+            "ephemeral" => ephemeral(checks, source, &path.child("volumeClaimTemplate")),
+            "image" => {
+                let policies = ["Always", "IfNotPresent", "Never"];
+                let policy = text(source, "pullPolicy");
+                checks.one_of(&path.child("pullPolicy"), policy, &policies);
+            }
+            "gitRepo" => {
+                needed(checks, source, "repository", &path);
+                descending_path(checks, text(source, "directory"), &path.child("directory"));
+            }
+            _ => persistent_volume::legacy(checks, kind, source, &path),
         }
     }
     if sources == 0 {
         checks.required(path, "must specify a volume type");
     }
+}
+
+/// The claim that a pod brings for one of its volumes.
+fn ephemeral(checks: &mut Checks, source: &Value, path: &Path) {
+    let Some(template) = given(source, "volumeClaimTemplate") else {
+        checks.required(path, "");
+        return;
+    };
+    let metadata = &template["metadata"];
+    checks.annotations(metadata, &path.child("metadata"));
+    checks.labels(metadata, "labels", &path.child("metadata"));
+    claim::spec(checks, &template["spec"], &path.child("spec"));
 }
 
 fn needed(checks: &mut Checks, source: &Value, field: &str, path: &Path) {
@@ -106,6 +134,15 @@ fn mode(checks: &mut Checks, source: &Value, field: &str, path: &Path) {
 }
 
 fn host_path(checks: &mut Checks, source: &Value, path: &Path) {
+    if text(source, "path").is_empty() {
+        checks.required(&path.child("path"), "");
+        return;
+    }
+    host_path_details(checks, source, path);
+}
+
+/// What holds for a path that is given.
+pub fn host_path_details(checks: &mut Checks, source: &Value, path: &Path) {
     const TYPES: [&str; 8] = [
         "",
         "BlockDevice",
@@ -116,10 +153,6 @@ fn host_path(checks: &mut Checks, source: &Value, path: &Path) {
         "FileOrCreate",
         "Socket",
     ];
-    if text(source, "path").is_empty() {
-        checks.required(&path.child("path"), "");
-        return;
-    }
     no_backsteps(checks, text(source, "path"), &path.child("path"));
     let kind = text(source, "type");
     if !TYPES.contains(&kind) {
@@ -250,7 +283,7 @@ fn token(checks: &mut Checks, projection: &Value, at: &Path, volume: &Path) {
     }
 }
 
-fn no_backsteps(checks: &mut Checks, target: &str, path: &Path) {
+pub fn no_backsteps(checks: &mut Checks, target: &str, path: &Path) {
     if target.split('/').any(|part| part == "..") {
         checks.invalid(path, target, "must not contain '..'");
     }

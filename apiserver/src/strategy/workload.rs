@@ -8,7 +8,7 @@ use apimachinery::selector::LabelSelector;
 use serde_json::{Map, Value, json};
 
 use super::check::{Checks, given, integer, list, same, set_default, text};
-use super::{Context, Strategy, common, pod_defaults, pod_spec};
+use super::{Context, Strategy, common, pod_defaults, pod_spec, pod_warnings};
 
 /// One kind that keeps pods running.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -157,6 +157,14 @@ impl Strategy for Workload {
             );
         }
         checks.done()
+    }
+
+    fn warnings(&self, context: &Context<'_>, object: &Value) -> Vec<String> {
+        if !context.subresource.is_empty() {
+            return Vec::new();
+        }
+        let path = Path::new("spec").child("template");
+        pod_warnings::warnings(&object["spec"]["template"], &path)
     }
 
     fn orphans_by_default(&self) -> bool {
