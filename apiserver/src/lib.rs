@@ -16,6 +16,7 @@ pub mod authz;
 pub mod body;
 pub mod bootstrap;
 pub mod cache;
+pub mod cel;
 pub mod codec;
 pub mod config;
 pub mod discovery;
