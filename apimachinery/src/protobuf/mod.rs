@@ -135,9 +135,12 @@ pub fn has_magic(bytes: &[u8]) -> bool {
     bytes.starts_with(&MAGIC)
 }
 
-/// What stands before a message of `length` bytes in a document, and what after it.
+/// What stands after the message in a document: contentEncoding and contentType, both empty.
+pub const TAIL: &[u8] = &[0x1a, 0, 0x22, 0];
+
+/// What stands before a message of `length` bytes in a document.
 #[must_use]
-pub fn frame(api_version: &str, kind: &str, length: usize) -> (Vec<u8>, &'static [u8]) {
+pub fn head(api_version: &str, kind: &str, length: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(api_version.len() + kind.len() + 24);
     out.extend_from_slice(&MAGIC);
     wire::nested(&mut out, 1, |out| {
@@ -148,17 +151,16 @@ pub fn frame(api_version: &str, kind: &str, length: usize) -> (Vec<u8>, &'static
     .unwrap_or_default();
     wire::tag(&mut out, 2, wire::LENGTH);
     wire::varint(&mut out, length as u64);
-    // contentEncoding and contentType, both empty.
-    (out, &[0x1a, 0, 0x22, 0])
+    out
 }
 
 /// A document around a message.
 #[must_use]
 pub fn seal(api_version: &str, kind: &str, message: &[u8]) -> Vec<u8> {
-    let (mut out, tail) = frame(api_version, kind, message.len());
-    out.reserve_exact(message.len() + tail.len());
+    let mut out = head(api_version, kind, message.len());
+    out.reserve_exact(message.len() + TAIL.len());
     out.extend_from_slice(message);
-    out.extend_from_slice(tail);
+    out.extend_from_slice(TAIL);
     out
 }
 
@@ -244,7 +246,8 @@ pub fn from_json(json: &[u8]) -> Result<Vec<u8>, Error> {
     ))
 }
 
-/// A watch event as it is in a stream: its length in four bytes, then the event. `object` is a document.
+/// A watch event as it is in a stream: its length in four bytes, then the event, around a document that is given in up to
+/// three parts.
 #[must_use]
 pub fn watch_event(kind: &str, head: &[u8], message: &[u8], tail: &[u8]) -> Vec<u8> {
     let length = head.len() + message.len() + tail.len();
@@ -264,8 +267,7 @@ pub fn watch_event(kind: &str, head: &[u8], message: &[u8], tail: &[u8]) -> Vec<
     out
 }
 
-/// The message of a list whose items are messages already, in two parts: everything up to the items, and for each item
-/// what stands before it.
+/// The beginning of a list's message, up to its items. `metadata` is that of the list, in JSON.
 pub fn list_head(metadata: &[u8]) -> Result<Vec<u8>, Error> {
     let table = table::get();
     let id = table.find("meta.v1.ListMeta").ok_or(Error::TooLarge)?;
@@ -281,6 +283,12 @@ pub fn list_head(metadata: &[u8]) -> Result<Vec<u8>, Error> {
 pub fn list_item(out: &mut Vec<u8>, length: usize) {
     wire::tag(out, 2, wire::LENGTH);
     wire::varint(out, length as u64);
+}
+
+/// How long an item is in a list.
+#[must_use]
+pub fn list_item_size(length: usize) -> usize {
+    1 + wire::varint_size(length as u64) + length
 }
 
 #[cfg(test)]

@@ -103,8 +103,8 @@ fn envelopes() {
 
 #[test]
 fn watch_events_are_framed() {
-    let (head, tail) = frame("v1", "Pod", 2);
-    let event = watch_event("ADDED", &head, b"\x0a\0", tail);
+    let head = head("v1", "Pod", 2);
+    let event = watch_event("ADDED", &head, b"\x0a\0", TAIL);
     assert_eq!(
         u32::from_be_bytes(event[..4].try_into().unwrap()) as usize,
         event.len() - 4
@@ -130,7 +130,9 @@ fn lists_are_put_together_from_messages() {
         .encode(br#"{"metadata":{"name":"a"}}"#)
         .unwrap();
     let mut list = list_head(br#"{"resourceVersion":"7"}"#).unwrap();
+    let start = list.len();
     list_item(&mut list, item.len());
+    assert_eq!(list.len() - start + item.len(), list_item_size(item.len()));
     list.extend_from_slice(&item);
     let found = to_json(&seal("v1", "ConfigMapList", &list), ("", "")).unwrap();
     assert_eq!(

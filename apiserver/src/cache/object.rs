@@ -1,5 +1,8 @@
 //! One object at one revision.
 
+use std::sync::OnceLock;
+
+use apimachinery::protobuf::{self, Message};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -18,6 +21,8 @@ pub struct Object {
     pub labels: Labels,
     /// The values of the resource's selectable fields, in their order.
     pub fields: Box<[Box<str>]>,
+    /// The same object as a protobuf message, once a watcher has asked for it: the others share it.
+    message: OnceLock<Box<[u8]>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +49,7 @@ impl Object {
             bytes,
             labels: extract.labels,
             fields: extract.fields,
+            message: OnceLock::new(),
         })
     }
 
@@ -60,6 +66,7 @@ impl Object {
             bytes,
             labels: Box::default(),
             fields: Box::default(),
+            message: OnceLock::new(),
         })
     }
 
@@ -72,6 +79,7 @@ impl Object {
             bytes: codec::reserve(&self.bytes, revision),
             labels: self.labels.clone(),
             fields: self.fields.clone(),
+            message: OnceLock::new(),
         }
     }
 
@@ -98,6 +106,23 @@ impl Object {
     #[must_use]
     pub fn value(&self) -> Value {
         serde_json::from_slice(&self.bytes).unwrap_or_default()
+    }
+
+    /// The object as a protobuf message, which is kept: for watches, whose events go to many at once.
+    pub fn shared_message(&self, message: Message) -> Result<&[u8], protobuf::Error> {
+        if let Some(made) = self.message.get() {
+            return Ok(made);
+        }
+        let made = message.encode(&self.bytes)?.into_boxed_slice();
+        Ok(self.message.get_or_init(|| made))
+    }
+
+    /// The object as a protobuf message, made now unless there is one.
+    pub fn message(&self, message: Message) -> Result<Bytes, protobuf::Error> {
+        match self.message.get() {
+            Some(made) => Ok(Bytes::copy_from_slice(made)),
+            None => Ok(message.encode(&self.bytes)?.into()),
+        }
     }
 
     /// The document as a typed struct.

@@ -1,6 +1,7 @@
 //! From a request's body to a complete object: parsed, of the right kind, without unknown fields, defaulted.
 
 use apimachinery::decode::{decode_json, strict_error, strict_warnings};
+use apimachinery::protobuf;
 use apimachinery::resource::{GroupVersion, Resource};
 use apimachinery::status::{Result, Status};
 use serde_json::{Map, Value};
@@ -20,6 +21,7 @@ pub enum FieldValidation {
 pub enum Media {
     Json,
     Yaml,
+    Protobuf,
 }
 
 /// A parsed body, and the fields that appeared twice in it.
@@ -31,6 +33,15 @@ pub struct Parsed {
 
 /// Parses a body. The error is the parser's, in Go's words where they are well known.
 pub fn parse(body: &[u8], media: Media) -> std::result::Result<Parsed, String> {
+    parse_as(body, media, ("", ""))
+}
+
+/// The same; a protobuf body that does not say its kind is taken for this one.
+fn parse_as(
+    body: &[u8],
+    media: Media,
+    expected: (&str, &str),
+) -> std::result::Result<Parsed, String> {
     let (value, duplicates) = match media {
         Media::Json => decode_json(body).map_err(|error| go_words(&error, body))?,
         Media::Yaml => {
@@ -38,6 +49,10 @@ pub fn parse(body: &[u8], media: Media) -> std::result::Result<Parsed, String> {
                 .map_err(|_| "yaml: invalid leading UTF-8 octet".to_owned())?;
             let value = serde_saphyr::from_str(text)
                 .map_err(|error| format!("error converting YAML to JSON: yaml: {error}"))?;
+            (value, Vec::new())
+        }
+        Media::Protobuf => {
+            let value = protobuf::to_json(body, expected).map_err(|error| error.to_string())?;
             (value, Vec::new())
         }
     };
@@ -74,7 +89,8 @@ pub fn decode(
     validation: FieldValidation,
     warnings: &mut Vec<String>,
 ) -> Result<Value> {
-    let parsed = parse(body, media).map_err(|error| {
+    let expected = (&*resource.api_version(), &*resource.kind);
+    let parsed = parse_as(body, media, expected).map_err(|error| {
         let why = if media == Media::Json {
             format!("couldn't get version/kind; json parse error: {error}")
         } else {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
+use apimachinery::protobuf::Message;
 use apimachinery::resource::Resource;
 use storage::Store;
 
@@ -45,6 +46,12 @@ impl Served {
     #[must_use]
     pub fn converts(&self) -> bool {
         !Arc::ptr_eq(&self.resource, &self.storage.resource)
+    }
+
+    /// The protobuf form of this kind, which only built-in kinds have.
+    #[must_use]
+    pub fn message(&self) -> Option<Message> {
+        Message::find(&self.resource.api_version(), &self.resource.kind)
     }
 }
 

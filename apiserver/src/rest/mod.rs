@@ -9,6 +9,7 @@ pub mod connect;
 pub mod eviction;
 pub mod objects;
 pub mod patch;
+mod protobuf;
 pub mod respond;
 pub mod reviews;
 pub mod subresources;
@@ -27,6 +28,7 @@ use crate::authn::impersonation::impersonate;
 use crate::authn::x509::CertificateUser;
 use crate::authz::{self, Attributes};
 use crate::body::Reply;
+use crate::negotiate::Accept;
 use crate::query::Query;
 use crate::request::RequestInfo;
 use crate::server::Server;
@@ -61,9 +63,10 @@ pub async fn handle(
     let began = Instant::now();
     let is_head = request.method() == Method::HEAD;
     let query = Query::parse(request.uri().query().unwrap_or_default());
+    let accept = Accept::of_failure(request.headers());
     let info = match RequestInfo::parse(request.method(), request.uri().path(), &query) {
         Ok(info) => Arc::new(info),
-        Err(status) => return respond::failure(&status),
+        Err(status) => return respond::failure(&status, accept),
     };
     let answered = answer(server.clone(), &connection, info.clone(), query, request);
     let answered = if info.is_long_running() {
@@ -74,7 +77,7 @@ pub async fn handle(
             .await
             .unwrap_or_else(|_| Err(Status::timeout(late, 1)))
     };
-    let mut response = answered.unwrap_or_else(|status| respond::failure(&status));
+    let mut response = answered.unwrap_or_else(|status| respond::failure(&status, accept));
     if is_head {
         *response.body_mut() = crate::body::Body::empty();
     }

@@ -16,7 +16,7 @@ use super::respond::{self, Presenter, document, warn};
 use super::{Exchange, patch, watch};
 use crate::body::{self, Reply};
 use crate::cache::Selection;
-use crate::negotiate::{Accept, media};
+use crate::negotiate::{Accept, media, media_for};
 use crate::registry::decode::{self, FieldValidation};
 use crate::registry::delete::DeleteOptions;
 use crate::registry::managed::manager_of_agent;
@@ -70,7 +70,7 @@ impl Exchange {
     pub(super) fn presenter<'a>(&'a self, served: &'a Served) -> Result<Presenter<'a>> {
         Ok(Presenter {
             served,
-            accept: Accept::read(&self.headers, &self.query)?,
+            accept: self.accept(served)?,
             query: &self.query,
             gzip: respond::takes_gzip(&self.headers),
         })
@@ -81,6 +81,10 @@ impl Exchange {
         let agent = self.headers.get(http::header::USER_AGENT);
         let agent = agent.and_then(|agent| agent.to_str().ok());
         manager_of_agent(agent.unwrap_or_default())
+    }
+
+    fn accept(&self, served: &Served) -> Result<Accept> {
+        Accept::read_for(&self.headers, &self.query, served.message().is_some())
     }
 
     fn selection(&self, served: &Served) -> Result<Selection> {
@@ -126,14 +130,15 @@ async fn list(exchange: &Exchange, served: &Arc<Served>) -> Result<Reply> {
             let expired = Status::expired(message);
             let mut document = expired.to_value();
             document["metadata"]["continue"] = token.into();
-            Ok(respond::failure_document(&expired, &document))
+            let accept = Accept::of_failure(&exchange.headers);
+            Ok(respond::failure_document(&expired, &document, accept))
         }
         Err(error) => Err(error),
     }
 }
 
 async fn start_watch(exchange: &Exchange, served: &Arc<Served>) -> Result<Reply> {
-    let accept = Accept::read(&exchange.headers, &exchange.query)?;
+    let accept = exchange.accept(served)?;
     let options = ListOptions::parse(&exchange.query, true)?;
     let selection = exchange.selection(served)?;
     let server = &exchange.server;
@@ -227,7 +232,7 @@ impl WriteOptions {
 async fn create(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -> Result<Reply> {
     let presenter = exchange.presenter(served)?;
     let options = WriteOptions::read(exchange, "CreateOptions")?;
-    let media = media(&exchange.headers)?;
+    let media = media_for(&exchange.headers, served.message().is_some())?;
     let mut warnings = Vec::new();
     let body = body::read(body).await?;
     let object = decode::decode(
@@ -260,7 +265,7 @@ async fn create(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -> Re
 async fn update(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -> Result<Reply> {
     let presenter = exchange.presenter(served)?;
     let options = WriteOptions::read(exchange, "UpdateOptions")?;
-    let media = media(&exchange.headers)?;
+    let media = media_for(&exchange.headers, served.message().is_some())?;
     let mut warnings = Vec::new();
     let body = body::read(body).await?;
     let object = decode::decode(

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use apimachinery::protobuf;
 use apimachinery::resource::Resource;
 use apimachinery::status::{Result, Status};
 use apimachinery::table::{self, Include};
@@ -27,7 +28,7 @@ use crate::registry::table::Served;
 /// Bodies from this size on are compressed when the client takes gzip, as in Kubernetes.
 const GZIP_FROM: usize = 128 * 1024;
 /// Lists longer than this are sent as they are put together.
-const STREAM_FROM: usize = 1 << 20;
+pub(super) const STREAM_FROM: usize = 1 << 20;
 const CHUNK: usize = 256 * 1024;
 
 /// Everything about a request that the form of its answer depends on.
@@ -70,6 +71,12 @@ pub fn render(value: &Value, format: Format) -> Vec<u8> {
                 .unwrap_or_default()
                 .into_bytes()
         }
+        Format::Protobuf => {
+            write_json(&mut out, value);
+            if let Ok(message) = protobuf::from_json(&out) {
+                out = message;
+            }
+        }
     }
     out
 }
@@ -87,20 +94,26 @@ pub fn reply(code: StatusCode, content_type: &'static str, body: impl Into<Body>
 
 #[must_use]
 pub fn document(code: StatusCode, value: &Value, accept: Accept) -> Reply {
-    reply(code, accept.content_type(), render(value, accept.format))
+    let body = render(value, accept.format);
+    // A document of a kind without a protobuf form is rendered as JSON.
+    let accept = match accept.format {
+        Format::Protobuf if !protobuf::has_magic(&body) => Accept::default(),
+        _ => accept,
+    };
+    reply(code, accept.content_type(), body)
 }
 
-/// A failure. Always JSON: whoever cannot read the answer can read this.
+/// A failure, in JSON unless protobuf is what its client takes first ([`Accept::of_failure`]).
 #[must_use]
-pub fn failure(status: &Status) -> Reply {
-    failure_document(status, &status.to_value())
+pub fn failure(status: &Status, accept: Accept) -> Reply {
+    failure_document(status, &status.to_value(), accept)
 }
 
 /// A failure whose document says more than its status.
 #[must_use]
-pub fn failure_document(status: &Status, document: &Value) -> Reply {
+pub fn failure_document(status: &Status, value: &Value, accept: Accept) -> Reply {
     let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = reply(code, "application/json", render(document, Format::Json));
+    let mut response = document(code, value, accept);
     let seconds = status
         .details
         .as_ref()
@@ -153,6 +166,21 @@ fn mark_gzip(headers: &mut HeaderMap) {
     headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
 }
 
+/// What stands between the items of a list, and after them.
+pub(super) struct Glue {
+    pub before: fn(&mut Vec<u8>, first: bool, item: &[u8]),
+    pub tail: &'static [u8],
+}
+
+const JSON_LIST: Glue = Glue {
+    before: |out, first, _| {
+        if !first {
+            out.push(b',');
+        }
+    },
+    tail: b"]}\n",
+};
+
 impl Presenter<'_> {
     /// The bytes of an object in the version of the request.
     pub fn bytes(&self, object: &Object) -> Result<Bytes> {
@@ -196,6 +224,10 @@ impl Presenter<'_> {
 
     /// The answer to a get or a write.
     pub fn object(&self, code: StatusCode, object: &Object) -> Result<Reply> {
+        if self.accept.format == Format::Protobuf {
+            let response = reply(code, protobuf::MEDIA_TYPE, self.sealed(object)?);
+            return Ok(compress(response, self.gzip));
+        }
         let bytes = self.shaped(object, true)?;
         let response = match self.accept.format {
             Format::Json => reply(code, "application/json", bytes),
@@ -237,6 +269,9 @@ impl Presenter<'_> {
                 self.served.resource.api_version(),
             ),
         };
+        if self.accept.format == Format::Protobuf {
+            return self.protobuf_list(list, &metadata, &version, kind);
+        }
         let mut head = Vec::new();
         head.extend_from_slice(b"{\"kind\":");
         write_json(&mut head, kind);
@@ -267,7 +302,7 @@ impl Presenter<'_> {
             );
             return Ok(compress(response, self.gzip));
         }
-        Ok(self.stream(head, items))
+        Ok(self.stream("application/json", head, items, &JSON_LIST))
     }
 
     fn item(&self, object: &Object) -> Result<Bytes> {
@@ -282,7 +317,13 @@ impl Presenter<'_> {
     }
 
     /// A long list: put together, and compressed, a chunk at a time, so that it is never in memory twice.
-    fn stream(&self, head: Vec<u8>, items: Vec<Bytes>) -> Reply {
+    pub(super) fn stream(
+        &self,
+        content_type: &'static str,
+        head: Vec<u8>,
+        items: Vec<Bytes>,
+        glue: &'static Glue,
+    ) -> Reply {
         let mut encoder = self
             .gzip
             .then(|| GzEncoder::new(Vec::with_capacity(CHUNK / 4), Compression::new(1)));
@@ -293,13 +334,11 @@ impl Presenter<'_> {
                 while chunk.len() < CHUNK && !done {
                     match items.next() {
                         Some(item) => {
-                            if !std::mem::take(&mut first) {
-                                chunk.push(b',');
-                            }
+                            (glue.before)(&mut chunk, std::mem::take(&mut first), &item);
                             chunk.extend_from_slice(&item);
                         }
                         None => {
-                            chunk.extend_from_slice(b"]}\n");
+                            chunk.extend_from_slice(glue.tail);
                             done = true;
                         }
                     }
@@ -321,7 +360,7 @@ impl Presenter<'_> {
             None
         });
         let body = Body::Stream(futures::stream::iter(chunks).boxed());
-        let mut response = reply(StatusCode::OK, "application/json", body);
+        let mut response = reply(StatusCode::OK, content_type, body);
         if self.gzip {
             mark_gzip(response.headers_mut());
         }

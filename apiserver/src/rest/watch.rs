@@ -1,4 +1,4 @@
-//! Watches: a stream of events, each a line of JSON.
+//! Watches: a stream of events, each a line of JSON or a frame of protobuf.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,11 +12,12 @@ use rand::Rng;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::protobuf;
 use super::respond::{Presenter, bookmark, reply};
 use crate::body::{Body, Reply};
 use crate::cache::{Change, ChangeKind, Selection, Subscription, WatchCache};
 use crate::codec::write_json;
-use crate::negotiate::Accept;
+use crate::negotiate::{Accept, Format};
 use crate::query::Query;
 use crate::registry::Registry;
 use crate::registry::read::ListOptions;
@@ -39,6 +40,10 @@ pub async fn watch(
     shutdown: CancellationToken,
 ) -> Reply {
     let cache = registry.cache(served).clone();
+    let content_type = match accept.format {
+        Format::Protobuf => protobuf::WATCH_MEDIA_TYPE,
+        _ => "application/json",
+    };
     let (body, content_type) = match subscribe(&cache, selection, options).await {
         Ok((subscription, initial_end)) => {
             let watcher = Watcher::new(
@@ -57,9 +62,9 @@ pub async fn watch(
                     Some((chunk, (watcher, shutdown)))
                 },
             );
-            (Body::Stream(stream.boxed()), "application/json")
+            (Body::Stream(stream.boxed()), content_type)
         }
-        Err(error) => (frame_error(&error).into(), "application/json"),
+        Err(error) => (frame_error(&error, accept).into(), content_type),
     };
     reply(StatusCode::OK, content_type, body)
 }
@@ -226,6 +231,13 @@ impl Watcher {
             query: &self.query,
             gzip: false,
         };
+        if self.accept.format == Format::Protobuf {
+            match presenter.event(kind, &change.object) {
+                Ok(event) => out.extend_from_slice(&event),
+                Err(error) => out.extend_from_slice(&frame_error(&error, self.accept)),
+            }
+            return;
+        }
         match presenter.shaped(&change.object, first) {
             Ok(bytes) => {
                 out.reserve(bytes.len() + 40);
@@ -235,19 +247,25 @@ impl Watcher {
                 out.extend_from_slice(&bytes);
                 out.extend_from_slice(b"}\n");
             }
-            Err(error) => out.extend_from_slice(&frame_error(&error)),
+            Err(error) => out.extend_from_slice(&frame_error(&error, self.accept)),
         }
     }
 
     fn write_bookmark(&self, out: &mut Vec<u8>, revision: u64, initial_end: bool) {
         let object = bookmark(&self.served.resource, self.accept, revision, initial_end);
+        if self.accept.format == Format::Protobuf {
+            return out.extend_from_slice(&protobuf::event("BOOKMARK", &object));
+        }
         out.extend_from_slice(b"{\"type\":\"BOOKMARK\",\"object\":");
         write_json(out, &object);
         out.extend_from_slice(b"}\n");
     }
 }
 
-fn frame_error(error: &Status) -> Vec<u8> {
+fn frame_error(error: &Status, accept: Accept) -> Vec<u8> {
+    if accept.format == Format::Protobuf {
+        return protobuf::event("ERROR", &error.to_value());
+    }
     let mut out = b"{\"type\":\"ERROR\",\"object\":".to_vec();
     write_json(&mut out, &error.to_value());
     out.extend_from_slice(b"}\n");

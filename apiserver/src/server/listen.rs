@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use super::Server;
 use crate::authn::x509::CertificateUser;
 use crate::body::Reply;
+use crate::negotiate::Accept;
 use crate::rest::{self, Connection, respond};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -140,7 +141,7 @@ async fn guarded(
         .await;
     let response = handled.unwrap_or_else(|_| {
         tracing::error!(%method, path, "a handler panicked");
-        respond::failure(&Status::internal("a handler panicked"))
+        respond::failure(&Status::internal("a handler panicked"), Accept::default())
     });
     tracing::debug!(%method, path, code = response.status().as_u16(), took = ?began.elapsed(), "answered");
     response
