@@ -1,5 +1,6 @@
 //! Objects that are served in two shapes but stored in one: autoscalers of autoscaling/v1 and v2, and events of the
-//! core group and of events.k8s.io. Converting there and back loses nothing.
+//! core group and of events.k8s.io. Converting there and back loses nothing. Definitions of custom resources are read in
+//! the version that Kubernetes stores them in.
 
 use serde_json::{Map, Value, json};
 
@@ -20,12 +21,68 @@ pub fn convert(mut object: Value, api_version: &str) -> Value {
         ("autoscaling/v1", "autoscaling/v2") => autoscaler_to_v2(&mut object),
         ("v1", "events.k8s.io/v1") => rename(&mut object, true),
         ("events.k8s.io/v1", "v1") => rename(&mut object, false),
+        ("apiextensions.k8s.io/v1beta1", "apiextensions.k8s.io/v1") => {
+            definition_to_v1(&mut object)
+        }
         _ => {}
     }
     if let Some(fields) = object.as_object_mut() {
         fields.insert("apiVersion".into(), api_version.into());
     }
     object
+}
+
+/// A CustomResourceDefinition as Kubernetes stores it still: what all versions share is beside them.
+fn definition_to_v1(object: &mut Value) {
+    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
+    let version = spec.remove("version");
+    let shared = [
+        ("schema", spec.remove("validation")),
+        ("subresources", spec.remove("subresources")),
+        (
+            "additionalPrinterColumns",
+            spec.remove("additionalPrinterColumns"),
+        ),
+    ];
+    let mut versions = take_list(spec, "versions");
+    if let (true, Some(name)) = (versions.is_empty(), version) {
+        versions.push(json!({"name": name, "served": true, "storage": true}));
+    }
+    for version in versions.iter_mut().filter_map(Value::as_object_mut) {
+        for (field, value) in &shared {
+            if let (Some(value), false) = (value, version.contains_key(*field)) {
+                version.insert((*field).to_owned(), value.clone());
+            }
+        }
+        let columns = version.get_mut("additionalPrinterColumns");
+        for column in columns.and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Some(column) = column.as_object_mut()
+                && let Some(path) = column.remove("JSONPath")
+            {
+                column.insert("jsonPath".into(), path);
+            }
+        }
+    }
+    spec.insert("versions".into(), versions.into());
+    if spec.get("preserveUnknownFields") == Some(&Value::Bool(false)) {
+        spec.remove("preserveUnknownFields");
+    }
+    if let Some(conversion) = spec.get_mut("conversion").and_then(Value::as_object_mut) {
+        let mut webhook = Map::new();
+        for (old, new) in [
+            ("webhookClientConfig", "clientConfig"),
+            ("conversionReviewVersions", "conversionReviewVersions"),
+        ] {
+            if let Some(value) = conversion.remove(old) {
+                webhook.insert(new.to_owned(), value);
+            }
+        }
+        if !webhook.is_empty() {
+            conversion.insert("webhook".into(), webhook.into());
+        }
+    }
 }
 
 /// Core field, events.k8s.io field.
@@ -314,6 +371,38 @@ mod tests {
             80
         );
         assert_eq!(convert(v2, "autoscaling/v1"), v1);
+    }
+
+    #[test]
+    fn stored_definitions_become_v1() {
+        let old = json!({"apiVersion": "apiextensions.k8s.io/v1beta1", "kind": "CustomResourceDefinition",
+            "spec": {"group": "g", "version": "v1", "preserveUnknownFields": false,
+                "validation": {"openAPIV3Schema": {"type": "object"}}, "subresources": {"status": {}},
+                "additionalPrinterColumns": [{"name": "a", "type": "string", "JSONPath": ".a"}],
+                "versions": [{"name": "v1", "served": true, "storage": true},
+                    {"name": "v2", "served": true, "storage": false, "schema": {"openAPIV3Schema": {"type": "string"}}}],
+                "conversion": {"strategy": "Webhook", "conversionReviewVersions": ["v1"],
+                    "webhookClientConfig": {"url": "https://x"}}}});
+        let new = convert(old, "apiextensions.k8s.io/v1");
+        let columns = json!([{"name": "a", "type": "string", "jsonPath": ".a"}]);
+        assert_eq!(
+            new["spec"],
+            json!({"group": "g",
+            "versions": [
+                {"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object"}},
+                    "subresources": {"status": {}}, "additionalPrinterColumns": columns},
+                {"name": "v2", "served": true, "storage": false, "schema": {"openAPIV3Schema": {"type": "string"}},
+                    "subresources": {"status": {}}, "additionalPrinterColumns": columns}],
+            "conversion": {"strategy": "Webhook",
+                "webhook": {"clientConfig": {"url": "https://x"}, "conversionReviewVersions": ["v1"]}}})
+        );
+        let single =
+            json!({"apiVersion": "apiextensions.k8s.io/v1beta1", "spec": {"version": "v1"}});
+        let new = convert(single, "apiextensions.k8s.io/v1");
+        assert_eq!(
+            new["spec"]["versions"],
+            json!([{"name": "v1", "served": true, "storage": true}])
+        );
     }
 
     #[test]

@@ -5,8 +5,21 @@
 //! (the store's revision, unknown until the write has happened) spliced in at a place that is known without
 //! parsing.
 
+use apimachinery::protobuf::{self, Message};
+use apimachinery::resource::Resource;
 use bytes::Bytes;
 use serde_json::{Map, Value};
+
+/// What is wrong with a value in the store.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    #[error("not a JSON object")]
+    NotJson,
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    #[error(transparent)]
+    Protobuf(#[from] protobuf::Error),
+}
 
 /// The text after which `resourceVersion` is spliced in.
 const METADATA: &[u8] = b"\"metadata\":{";
@@ -67,6 +80,53 @@ fn splice_point(stored: &[u8]) -> Option<usize> {
     head.windows(METADATA.len())
         .position(|window| window == METADATA)
         .map(|at| at + METADATA.len())
+}
+
+/// A value of the store in the form that we would have stored: as it is if we have, else brought from what a Kubernetes
+/// API server stores (protobuf, another key order, another version of the kind).
+pub fn adopt(stored: &Bytes, resource: &Resource) -> Result<Bytes, Unreadable> {
+    if is_ours(stored, resource) {
+        return Ok(stored.clone());
+    }
+    let version = resource.api_version();
+    let foreign = protobuf::has_magic(stored);
+    let mut value = match foreign {
+        true => protobuf::to_json(stored, (&version, &resource.kind))?,
+        false => serde_json::from_slice(stored)?,
+    };
+    if !value.is_object() {
+        return Err(Unreadable::NotJson);
+    }
+    // Versions of a custom resource have no rule by which one becomes the other here.
+    if Message::find(&version, &resource.kind).is_some() {
+        value = apimachinery::convert::convert(value, &version);
+    }
+    if foreign {
+        // What Go writes for nothing, such as null, is not kept.
+        resource.schema.conform(&mut value).map_err(|error| {
+            Unreadable::Protobuf(protobuf::Error::Field {
+                field: resource.kind.to_string(),
+                why: error,
+            })
+        })?;
+    }
+    Ok(encode(&value))
+}
+
+/// Whether a stored document begins as [`encode`] begins one of this kind.
+fn is_ours(stored: &[u8], resource: &Resource) -> bool {
+    let rest = stored.strip_prefix(b"{\"apiVersion\":\"");
+    let rest = match resource.group.is_empty() {
+        true => rest,
+        false => rest
+            .and_then(|rest| rest.strip_prefix(resource.group.as_bytes()))
+            .and_then(|rest| rest.strip_prefix(b"/")),
+    };
+    rest.and_then(|rest| rest.strip_prefix(resource.version.as_bytes()))
+        .and_then(|rest| rest.strip_prefix(b"\",\"kind\":\""))
+        .and_then(|rest| rest.strip_prefix(resource.kind.as_bytes()))
+        .and_then(|rest| rest.strip_prefix(b"\","))
+        .is_some_and(|rest| rest.starts_with(METADATA))
 }
 
 /// The served form of a stored document at a revision. `None` if it is not JSON at all.
@@ -148,5 +208,51 @@ mod tests {
         );
         assert!(serve(b"k8s\0protobuf", 3).is_none());
         assert!(serve(b"[]", 3).is_none());
+    }
+
+    fn resource(group: &str, plural: &str) -> &'static Resource {
+        let mut all = apimachinery::resource::builtin().iter();
+        all.find(|r| r.group == group && r.plural == plural && r.storage_version)
+            .unwrap()
+    }
+
+    #[test]
+    fn adopts_what_kubernetes_has_stored() {
+        let pods = resource("", "pods");
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
+            "spec": {"containers": [{"name": "c", "image": "i"}]}});
+        let ours = encode(&pod);
+        assert_eq!(adopt(&ours, pods).unwrap().as_ptr(), ours.as_ptr());
+        let foreign = protobuf::from_json(pod.to_string().as_bytes()).unwrap();
+        let adopted: Value =
+            serde_json::from_slice(&adopt(&foreign.into(), pods).unwrap()).unwrap();
+        assert_eq!(adopted["spec"]["containers"][0]["image"], "i");
+        assert_eq!(adopted["metadata"], json!({"name": "p"}));
+        // Another key order, in which the first metadata is not that of the object.
+        let reordered = br#"{"apiVersion":"v1","data":{"metadata":{"name":"x"}},"kind":"Pod","metadata":{"name":"p"}}"#;
+        let adopted = adopt(&Bytes::from_static(reordered), pods).unwrap();
+        let served: Value = serde_json::from_slice(&serve(&adopted, 7).unwrap()).unwrap();
+        assert_eq!(
+            served["metadata"],
+            json!({"name": "p", "resourceVersion": "7"})
+        );
+        for bad in [&b"k8s\0\x0a\x7f"[..], b"[]", b"", b"{"] {
+            assert!(adopt(&Bytes::from_static(bad), pods).is_err());
+        }
+    }
+
+    #[test]
+    fn adopts_other_versions() {
+        let scalers = resource("autoscaling", "horizontalpodautoscalers");
+        let v1 = json!({"apiVersion": "autoscaling/v1", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "h"},
+            "spec": {"scaleTargetRef": {"kind": "Deployment", "name": "d"}, "maxReplicas": 3,
+                "targetCPUUtilizationPercentage": 50}});
+        let stored = protobuf::from_json(v1.to_string().as_bytes()).unwrap();
+        let v2: Value = serde_json::from_slice(&adopt(&stored.into(), scalers).unwrap()).unwrap();
+        assert_eq!(v2["apiVersion"], "autoscaling/v2");
+        assert_eq!(
+            v2["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"],
+            50
+        );
     }
 }

@@ -39,6 +39,8 @@ pub enum Error {
         "provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]"
     )]
     NoMagic,
+    #[error("empty body")]
+    Empty,
     #[error("unexpected EOF")]
     Truncated,
     #[error("proto: integer overflow")]
@@ -167,6 +169,9 @@ pub fn seal(api_version: &str, kind: &str, message: &[u8]) -> Vec<u8> {
 /// Reads the envelope of a document.
 pub fn open(bytes: &[u8]) -> Result<Envelope<'_>, Error> {
     let body = bytes.strip_prefix(&MAGIC).ok_or(Error::NoMagic)?;
+    if body.is_empty() {
+        return Err(Error::Empty);
+    }
     let mut envelope = Envelope::default();
     let mut reader = wire::Reader::new(body);
     while let Some((number, value)) = reader.field()? {

@@ -84,6 +84,7 @@ fn kinds_are_found_by_group() {
 #[test]
 fn envelopes() {
     assert_eq!(open(b"{}"), Err(Error::NoMagic));
+    assert_eq!(open(b"k8s\0"), Err(Error::Empty));
     assert_eq!(open(b"k8s\0\x0a\x05"), Err(Error::Truncated));
     assert_eq!(
         open(b"k8s\0\x1a\x04gzip"),

@@ -14,6 +14,7 @@ mod state;
 use std::sync::Arc;
 use std::time::Duration;
 
+use apimachinery::resource::Resource;
 use apimachinery::status::{Result, Status};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -24,6 +25,7 @@ pub use object::Object;
 pub use selection::Selection;
 pub use state::{Change, ChangeKind, Snapshot, Subscription};
 
+use crate::codec;
 use crate::fields::Field;
 use state::State;
 
@@ -36,6 +38,8 @@ const RETRY: Duration = Duration::from_millis(250);
 /// The cache of one resource.
 pub struct WatchCache {
     prefix: Box<str>,
+    /// In the version that is stored.
+    resource: Arc<Resource>,
     fields: &'static [Field],
     store: Arc<dyn Store>,
     state: RwLock<State>,
@@ -46,9 +50,15 @@ pub struct WatchCache {
 
 impl WatchCache {
     /// Starts following the keys under `prefix` (which ends with a slash).
-    pub fn start(store: Arc<dyn Store>, prefix: &str, fields: &'static [Field]) -> Arc<Self> {
+    pub fn start(
+        store: Arc<dyn Store>,
+        prefix: &str,
+        resource: Arc<Resource>,
+        fields: &'static [Field],
+    ) -> Arc<Self> {
         let cache = Arc::new(Self {
             prefix: prefix.into(),
+            resource,
             fields,
             store,
             state: RwLock::default(),
@@ -205,7 +215,9 @@ impl WatchCache {
 
     fn decode(&self, key: &str, value: &Bytes, revision: u64) -> Option<Arc<Object>> {
         let key = key.strip_prefix(&*self.prefix)?;
-        match Object::new(key, value, revision, self.fields) {
+        let object = codec::adopt(value, &self.resource)
+            .and_then(|value| Object::new(key, &value, revision, self.fields));
+        match object {
             Ok(object) => Some(Arc::new(object)),
             Err(error) => {
                 tracing::error!(key, %error, "stored object cannot be read; it is not served");

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::codec;
+use crate::codec::{self, Unreadable};
 use crate::fields::{self, Field, Labels};
 
 /// An object as it is served: its bytes, and what selectors need of it.
@@ -23,14 +23,6 @@ pub struct Object {
     pub fields: Box<[Box<str>]>,
     /// The same object as a protobuf message, once a watcher has asked for it: the others share it.
     message: OnceLock<Box<[u8]>>,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum Unreadable {
-    #[error("not a JSON object")]
-    NotJson,
-    #[error(transparent)]
-    Json(#[from] serde_json::Error),
 }
 
 impl Object {

@@ -149,9 +149,10 @@ impl Registry {
         let mut admitted = false;
         loop {
             let found = self.store.get(&key).await.map_err(store_error)?;
-            let Some(kv) = found else {
+            let Some(mut kv) = found else {
                 return Err(target.not_found());
             };
+            kv.value = target.served.storage.adopt(&kv.key, &kv.value)?;
             let corrupt = |error: serde_json::Error| Status::internal(format!("{key}: {error}"));
             let current: Value = serde_json::from_slice(&kv.value).map_err(corrupt)?;
             check_preconditions(target, options, &current, kv.mod_revision)?;

@@ -314,7 +314,8 @@ impl Registry {
         let result = self.store.range(range).await.map_err(store_error)?;
         let objects = result.kvs.iter().filter_map(|kv| {
             let key = kv.key.strip_prefix(&*kept.prefix)?;
-            Object::new(key, &kv.value, kv.mod_revision, kept.fields)
+            let value = kept.adopt(&kv.key, &kv.value).ok()?;
+            Object::new(key, &value, kv.mod_revision, kept.fields)
                 .ok()
                 .map(Arc::new)
         });

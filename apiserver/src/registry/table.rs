@@ -5,9 +5,12 @@ use std::sync::{Arc, OnceLock};
 
 use apimachinery::protobuf::Message;
 use apimachinery::resource::Resource;
+use apimachinery::status::{Result, Status};
+use bytes::Bytes;
 use storage::Store;
 
 use crate::cache::WatchCache;
+use crate::codec;
 use crate::fields::{self, Field};
 use crate::strategy::{self, Strategy};
 
@@ -31,8 +34,16 @@ pub struct Kept {
 impl Kept {
     /// The watch cache, started by its first user.
     pub fn cache(&self, store: &Arc<dyn Store>) -> &Arc<WatchCache> {
-        self.cache
-            .get_or_init(|| WatchCache::start(store.clone(), &self.prefix, self.fields))
+        self.cache.get_or_init(|| {
+            let resource = self.resource.clone();
+            WatchCache::start(store.clone(), &self.prefix, resource, self.fields)
+        })
+    }
+
+    /// A value of the store, in the form that we would have stored.
+    pub fn adopt(&self, key: &str, stored: &Bytes) -> Result<Bytes> {
+        codec::adopt(stored, &self.resource)
+            .map_err(|error| Status::internal(format!("{key}: {error}")))
     }
 
     #[must_use]

@@ -161,7 +161,8 @@ impl Registry {
 
     fn current(&self, target: Target<'_>, kv: KeyValue) -> Result<Current> {
         let corrupt = |error: serde_json::Error| Status::internal(format!("{}: {error}", kv.key));
-        let mut stored: Value = serde_json::from_slice(&kv.value).map_err(corrupt)?;
+        let value = target.served.storage.adopt(&kv.key, &kv.value)?;
+        let mut stored: Value = serde_json::from_slice(&value).map_err(corrupt)?;
         object::set_metadata(&mut stored, "resourceVersion", kv.mod_revision.to_string());
         let served = target.served;
         let object = match served.converts() {

@@ -20,6 +20,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::Value;
+use storage::Store;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -116,6 +117,11 @@ impl Api {
         tokio::time::timeout(PATIENCE, ready)
             .await
             .expect("the server becomes ready");
+    }
+
+    /// The store beneath the server.
+    pub fn store(&self) -> Arc<dyn Store> {
+        self.running.as_ref().unwrap().server.registry.store.clone()
     }
 
     pub async fn get(&self, path: &str) -> Answer {
