@@ -3,11 +3,15 @@
 use std::sync::OnceLock;
 
 use client::{CancellationToken, Informer};
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{
+    ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet,
+};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, Endpoints, Namespace, Node, Pod, Service, ServiceAccount,
+    ConfigMap, Container, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod,
+    ReplicationController, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
@@ -44,12 +48,20 @@ informers! {
     pods: Pod = |b| b.trim(trim_pod).index(CONTROLLER, meta::controller_index).index(NODE, node_of), |c, ns| Api::namespaced(c, ns);
     /// ReplicaSets, indexed by [`CONTROLLER`].
     replica_sets: ReplicaSet = |b| b.index(CONTROLLER, meta::controller_index), |c, ns| Api::namespaced(c, ns);
+    /// Indexed by [`CONTROLLER`].
+    replication_controllers: ReplicationController = |b| b.index(CONTROLLER, meta::controller_index), |c, ns| Api::namespaced(c, ns);
+    daemon_sets: DaemonSet = |b| b.trim(|d| trim_applied(&mut d.metadata)), |c, ns| Api::namespaced(c, ns);
+    /// Indexed by [`CONTROLLER`].
+    controller_revisions: ControllerRevision = |b| b.trim(|r| trim_applied(&mut r.metadata)).index(CONTROLLER, meta::controller_index), |c, ns| Api::namespaced(c, ns);
     deployments: Deployment = |b| b.trim(|d| trim_applied(&mut d.metadata)), |c, ns| Api::namespaced(c, ns);
     horizontal_pod_autoscalers: HorizontalPodAutoscaler = |b| b.trim(|a| trim_applied(&mut a.metadata)), |c, ns| Api::namespaced(c, ns);
+    jobs: Job = |b| b.trim(|j| trim_applied(&mut j.metadata)).index(CONTROLLER, meta::controller_index), |c, ns| Api::namespaced(c, ns);
     nodes: Node = |b| b.trim(trim_node), |c, _| Api::all(c);
     namespaces: Namespace = |b| b.trim(|n| trim_applied(&mut n.metadata)), |c, _| Api::all(c);
     /// Only those in `kube-node-lease`.
     node_leases: Lease = |b| b.fields("metadata.namespace=kube-node-lease"), |c, ns| Api::namespaced(c, ns);
+    persistent_volume_claims: PersistentVolumeClaim = |b| b.trim(|p| trim_applied(&mut p.metadata)), |c, ns| Api::namespaced(c, ns);
+    stateful_sets: StatefulSet = |b| b.trim(|s| trim_applied(&mut s.metadata)), |c, ns| Api::namespaced(c, ns);
     services: Service = |b| b.trim(|s| trim_applied(&mut s.metadata)), |c, ns| Api::namespaced(c, ns);
     service_accounts: ServiceAccount = |b| b.fields("metadata.name=default"), |c, ns| Api::namespaced(c, ns);
     /// Only those named `kube-root-ca.crt`.
@@ -96,7 +108,10 @@ fn trim_pod(pod: &mut Pod) {
     trim_applied(&mut pod.metadata);
     if let Some(spec) = &mut pod.spec {
         spec.volumes = None;
-        spec.affinity = None;
+        // A daemon's affinity says which node it waits for.
+        if meta::controller_of(&pod.metadata).is_none_or(|o| o.kind != "DaemonSet") {
+            spec.affinity = None;
+        }
         spec.security_context = None;
         spec.topology_spread_constraints = None;
         let containers = spec

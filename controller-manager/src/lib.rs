@@ -13,14 +13,18 @@
 
 pub mod discovery;
 pub mod frame;
+pub mod history;
 pub mod informers;
 pub mod meta;
+pub mod ownership;
 pub mod pods;
 
+pub mod daemonset;
 pub mod deployment;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod garbagecollector;
+pub mod job;
 pub mod namespace;
 pub mod nodeipam;
 pub mod nodelifecycle;
@@ -28,6 +32,7 @@ pub mod podautoscaler;
 pub mod podgc;
 pub mod replicaset;
 pub mod serviceaccount;
+pub mod statefulset;
 pub mod tainteviction;
 
 use std::sync::Arc;
@@ -35,11 +40,16 @@ use std::sync::Arc;
 use client::CancellationToken;
 use frame::Context;
 use futures::future::BoxFuture;
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::ReplicationController;
 
 type Start = fn(Arc<Context>, CancellationToken) -> BoxFuture<'static, ()>;
 
 /// Every controller by the name that `--controllers` knows it by; names are those of Kubernetes.
 pub const CONTROLLERS: &[(&str, Start)] = &[
+    ("daemonset-controller", |c, t| {
+        Box::pin(daemonset::run(c, t))
+    }),
     ("deployment-controller", |c, t| {
         Box::pin(deployment::run(c, t))
     }),
@@ -55,6 +65,7 @@ pub const CONTROLLERS: &[(&str, Start)] = &[
     ("horizontal-pod-autoscaler-controller", |c, t| {
         Box::pin(podautoscaler::run(c, t))
     }),
+    ("job-controller", |c, t| Box::pin(job::run(c, t))),
     ("namespace-controller", |c, t| {
         Box::pin(namespace::run(c, t))
     }),
@@ -66,13 +77,19 @@ pub const CONTROLLERS: &[(&str, Start)] = &[
         Box::pin(podgc::run(c, t))
     }),
     ("replicaset-controller", |c, t| {
-        Box::pin(replicaset::run(c, t))
+        Box::pin(replicaset::run::<ReplicaSet>(c, t))
+    }),
+    ("replicationcontroller-controller", |c, t| {
+        Box::pin(replicaset::run::<ReplicationController>(c, t))
     }),
     ("root-ca-certificate-publisher-controller", |c, t| {
         Box::pin(serviceaccount::run_root_ca(c, t))
     }),
     ("serviceaccount-controller", |c, t| {
         Box::pin(serviceaccount::run(c, t))
+    }),
+    ("statefulset-controller", |c, t| {
+        Box::pin(statefulset::run(c, t))
     }),
     ("taint-eviction-controller", |c, t| {
         Box::pin(tainteviction::run(c, t))

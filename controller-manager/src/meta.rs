@@ -3,6 +3,7 @@
 use apimachinery::selector::LabelSelector;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{self, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
@@ -71,6 +72,18 @@ pub fn created<K: Resource>(object: &K) -> Timestamp {
         .creation_timestamp
         .as_ref()
         .map_or(Timestamp::MIN, |t| t.0)
+}
+
+/// A number, or a share of `total` that is rounded up or down. What is neither counts as 0.
+pub fn scaled(value: &IntOrString, total: i32, up: bool) -> i32 {
+    match value {
+        IntOrString::Int(n) => *n,
+        IntOrString::String(text) => {
+            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
+            let product = percent * i64::from(total) + if up { 99 } else { 0 };
+            (product / 100) as i32
+        }
+    }
 }
 
 /// Who belongs to whom among an owner and the objects that it could own.

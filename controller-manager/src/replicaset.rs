@@ -1,6 +1,10 @@
-//! ReplicaSets: as many pods as asked for, no more, no fewer.
+//! ReplicaSets and ReplicationControllers: as many pods as asked for, no more, no fewer.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt::Debug;
+use std::future::Future;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,13 +12,20 @@ use apimachinery::selector::LabelSelector;
 use client::events::{EventType, Recorder, reference};
 use client::{CancellationToken, Next, WorkQueue, key_of};
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
-use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::api::apps::v1::{
+    ReplicaSet, ReplicaSetCondition, ReplicaSetSpec, ReplicaSetStatus,
+};
+use k8s_openapi::api::core::v1::{
+    Pod, ReplicationController, ReplicationControllerCondition, ReplicationControllerStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector as LabelSelectorFields, Time};
 use kube::ResourceExt;
 use kube::api::DeleteParams;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::frame::{Context, Error, Objects, Result, WORKERS, slow_start, work};
+use crate::informers::Informers;
 use crate::meta::{self, CONTROLLER, Claim, claim, controller_of, controller_ref, orphans};
 use crate::pods;
 
@@ -159,16 +170,132 @@ fn with_failure(
     status
 }
 
-struct Controller {
-    context: Arc<Context>,
-    recorder: Recorder,
+/// A kind whose objects keep replicas as ReplicaSets do, and which reads and writes as one.
+pub trait Replicated:
+    kube::Resource<DynamicType = ()>
+    + Clone
+    + Debug
+    + DeserializeOwned
+    + Serialize
+    + Send
+    + Sync
+    + 'static
+{
+    const COMPONENT: &'static str;
+
+    fn objects(informers: &Informers) -> &Objects<Self>;
+
+    fn as_set(&self) -> Cow<'_, ReplicaSet>;
+
+    /// Changes the status to what `status` says, if it differs.
+    fn patch_status(
+        &self,
+        objects: &Objects<Self>,
+        status: &ReplicaSetStatus,
+    ) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// Runs the controller.
-pub async fn run(context: Arc<Context>, token: CancellationToken) {
+impl Replicated for ReplicaSet {
+    const COMPONENT: &'static str = "replicaset-controller";
+
+    fn objects(informers: &Informers) -> &Objects<Self> {
+        informers.replica_sets()
+    }
+
+    fn as_set(&self) -> Cow<'_, ReplicaSet> {
+        Cow::Borrowed(self)
+    }
+
+    async fn patch_status(&self, objects: &Objects<Self>, status: &ReplicaSetStatus) -> Result<()> {
+        objects
+            .patch_status(self, self.status.as_ref(), status)
+            .await
+    }
+}
+
+impl Replicated for ReplicationController {
+    const COMPONENT: &'static str = "replication-controller";
+
+    fn objects(informers: &Informers) -> &Objects<Self> {
+        informers.replication_controllers()
+    }
+
+    fn as_set(&self) -> Cow<'_, ReplicaSet> {
+        let spec = self.spec.clone().unwrap_or_default();
+        Cow::Owned(ReplicaSet {
+            metadata: self.metadata.clone(),
+            spec: Some(ReplicaSetSpec {
+                min_ready_seconds: spec.min_ready_seconds,
+                replicas: spec.replicas,
+                selector: LabelSelectorFields {
+                    match_labels: spec.selector,
+                    match_expressions: None,
+                },
+                template: spec.template,
+            }),
+            status: self.status.clone().map(|s| ReplicaSetStatus {
+                available_replicas: s.available_replicas,
+                conditions: s
+                    .conditions
+                    .map(|list| list.into_iter().map(from_controller).collect()),
+                fully_labeled_replicas: s.fully_labeled_replicas,
+                observed_generation: s.observed_generation,
+                ready_replicas: s.ready_replicas,
+                replicas: s.replicas,
+                terminating_replicas: None,
+            }),
+        })
+    }
+
+    async fn patch_status(&self, objects: &Objects<Self>, status: &ReplicaSetStatus) -> Result<()> {
+        let status = status.clone();
+        let status = ReplicationControllerStatus {
+            available_replicas: status.available_replicas,
+            conditions: status
+                .conditions
+                .map(|list| list.into_iter().map(to_controller).collect()),
+            fully_labeled_replicas: status.fully_labeled_replicas,
+            observed_generation: status.observed_generation,
+            ready_replicas: status.ready_replicas,
+            replicas: status.replicas,
+        };
+        objects
+            .patch_status(self, self.status.as_ref(), &status)
+            .await
+    }
+}
+
+fn from_controller(c: ReplicationControllerCondition) -> ReplicaSetCondition {
+    ReplicaSetCondition {
+        last_transition_time: c.last_transition_time,
+        message: c.message,
+        reason: c.reason,
+        status: c.status,
+        type_: c.type_,
+    }
+}
+
+fn to_controller(c: ReplicaSetCondition) -> ReplicationControllerCondition {
+    ReplicationControllerCondition {
+        last_transition_time: c.last_transition_time,
+        message: c.message,
+        reason: c.reason,
+        status: c.status,
+        type_: c.type_,
+    }
+}
+
+struct Controller<K> {
+    context: Arc<Context>,
+    recorder: Recorder,
+    kind: PhantomData<fn() -> K>,
+}
+
+/// Runs the controller of one such kind.
+pub async fn run<K: Replicated>(context: Arc<Context>, token: CancellationToken) {
     let queue = WorkQueue::new();
     let (sets, pods) = (
-        &context.informers().replica_sets().informer,
+        &K::objects(context.informers()).informer,
         &context.informers().pods().informer,
     );
     let q = queue.clone();
@@ -182,7 +309,9 @@ pub async fn run(context: Arc<Context>, token: CancellationToken) {
         for pod in [old, new].into_iter().flatten() {
             let namespace = pod.namespace().unwrap_or_default();
             match controller_of(&pod.metadata) {
-                Some(owner) if owner.kind == "ReplicaSet" => {
+                Some(owner)
+                    if owner.kind == K::kind(&()) && owner.api_version == K::api_version(&()) =>
+                {
                     q.add(format!("{namespace}/{}", owner.name))
                 }
                 Some(_) => {}
@@ -190,16 +319,17 @@ pub async fn run(context: Arc<Context>, token: CancellationToken) {
                 None => copy
                     .namespace(&namespace)
                     .iter()
-                    .filter(|s| selects(s, pod))
+                    .filter(|s| selects(&s.as_set(), pod))
                     .for_each(|s| q.add(key_of(s.as_ref()))),
             }
         }
     });
     sets.synced().await;
     pods.synced().await;
-    let controller = Controller {
-        recorder: context.recorder("replicaset-controller"),
+    let controller = Controller::<K> {
+        recorder: context.recorder(K::COMPONENT),
         context: context.clone(),
+        kind: PhantomData,
     };
     work(&queue, WORKERS, &token, |key| controller.reconcile(key)).await;
 }
@@ -212,9 +342,9 @@ fn selects(set: &ReplicaSet, pod: &Pod) -> bool {
     meta::matches(&selector, pod)
 }
 
-impl Controller {
-    fn sets(&self) -> &Objects<ReplicaSet> {
-        self.context.informers().replica_sets()
+impl<K: Replicated> Controller<K> {
+    fn sets(&self) -> &Objects<K> {
+        K::objects(self.context.informers())
     }
 
     fn pods(&self) -> &Objects<Pod> {
@@ -222,9 +352,10 @@ impl Controller {
     }
 
     async fn reconcile(&self, key: String) -> Result<Next> {
-        let Some(set) = self.sets().informer.get(&key) else {
+        let Some(object) = self.sets().informer.get(&key) else {
             return Ok(Next::Done);
         };
+        let set = object.as_set();
         let mut pods = self
             .pods()
             .informer
@@ -242,7 +373,7 @@ impl Controller {
 
         let mut failure = None;
         for action in &plan.actions {
-            if let Err((reason, error)) = self.act(&set, action).await {
+            if let Err((reason, error)) = self.act(&object, &set, action).await {
                 if error.is_namespace_terminating() {
                     return Err(error);
                 }
@@ -256,9 +387,7 @@ impl Controller {
             failure.as_ref().map(|(r, e)| (*r, e.to_string())),
             now,
         );
-        self.sets()
-            .patch_status(&set, set.status.as_ref(), &status)
-            .await?;
+        object.patch_status(self.sets(), &status).await?;
         match (failure, plan.again) {
             (Some((_, error)), _) => Err(error),
             (None, Some(after)) => Ok(Next::After(after + Duration::from_millis(100))),
@@ -268,11 +397,15 @@ impl Controller {
 
     async fn act(
         &self,
+        object: &K,
         set: &ReplicaSet,
         action: &Action,
     ) -> std::result::Result<(), (&'static str, Error)> {
         match action {
-            Action::Adopt(pod) => self.adopt(set, pod).await.map_err(|e| ("FailedCreate", e)),
+            Action::Adopt(pod) => self
+                .adopt(object, pod)
+                .await
+                .map_err(|e| ("FailedCreate", e)),
             Action::Release(pod) => {
                 let patch = meta::release_patch(set.metadata.uid.as_deref().unwrap_or_default());
                 match self.pods().patch_strategic(pod, patch).await {
@@ -280,12 +413,13 @@ impl Controller {
                     _ => Ok(()),
                 }
             }
-            Action::Create(count) => slow_start(*count, |_| self.create(set))
+            Action::Create(count) => slow_start(*count, |_| self.create(object, set))
                 .await
                 .map_err(|e| ("FailedCreate", e)),
             Action::Delete(pods) => {
                 let deleted =
-                    futures::future::join_all(pods.iter().map(|pod| self.delete(set, pod))).await;
+                    futures::future::join_all(pods.iter().map(|pod| self.delete(object, pod)))
+                        .await;
                 deleted
                     .into_iter()
                     .collect::<Result<Vec<()>>>()
@@ -296,7 +430,7 @@ impl Controller {
     }
 
     /// Adoption asks the server first: the copy may not know yet that the set is being deleted.
-    async fn adopt(&self, set: &ReplicaSet, pod: &Pod) -> Result<()> {
+    async fn adopt(&self, set: &K, pod: &Pod) -> Result<()> {
         let fresh = self
             .sets()
             .api(&set.namespace().unwrap_or_default())
@@ -304,8 +438,8 @@ impl Controller {
             .await?;
         match fresh {
             Some(fresh)
-                if fresh.metadata.uid == set.metadata.uid
-                    && fresh.metadata.deletion_timestamp.is_none() => {}
+                if fresh.meta().uid == set.meta().uid
+                    && fresh.meta().deletion_timestamp.is_none() => {}
             _ => {
                 return Err(Error::Other(format!(
                     "{} has been deleted or replaced",
@@ -318,19 +452,19 @@ impl Controller {
             .await
     }
 
-    async fn create(&self, set: &ReplicaSet) -> Result<()> {
+    async fn create(&self, object: &K, set: &ReplicaSet) -> Result<()> {
         let namespace = set.namespace().unwrap_or_default();
         let template = set
             .spec
             .as_ref()
             .and_then(|s| s.template.clone())
             .unwrap_or_default();
-        let pod = pods::from_template(&template, &namespace, controller_ref(set));
+        let pod = pods::from_template(&template, &namespace, controller_ref(object));
         match self.pods().create(&namespace, &pod).await {
             Ok(pod) => {
                 let message = format!("Created pod: {}", pod.name_any());
                 self.recorder.event(
-                    &reference(set),
+                    &reference(object),
                     EventType::Normal,
                     "SuccessfulCreate",
                     message,
@@ -341,7 +475,7 @@ impl Controller {
                 if !error.is_namespace_terminating() {
                     let message = format!("Error creating: {error}");
                     self.recorder.event(
-                        &reference(set),
+                        &reference(object),
                         EventType::Warning,
                         "FailedCreate",
                         message,
@@ -352,7 +486,7 @@ impl Controller {
         }
     }
 
-    async fn delete(&self, set: &ReplicaSet, pod: &Pod) -> Result<()> {
+    async fn delete(&self, set: &K, pod: &Pod) -> Result<()> {
         match self.pods().delete_with(pod, DeleteParams::default()).await {
             Ok(()) => {
                 let message = format!("Deleted pod: {}", pod.name_any());

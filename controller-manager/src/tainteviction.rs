@@ -24,7 +24,8 @@ pub enum Plan {
     Evict,
 }
 
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+/// Whether a toleration covers a taint.
+pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     let set = |s: &Option<String>| s.clone().filter(|s| !s.is_empty());
     let effect = set(&toleration.effect).is_none_or(|e| e == taint.effect);
     let key = set(&toleration.key).is_none_or(|k| k == taint.key);

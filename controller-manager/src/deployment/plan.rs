@@ -84,19 +84,7 @@ fn fenceposts(deployment: &Deployment) -> (i32, i32) {
         .and_then(|s| s.strategy.as_ref()?.rolling_update.clone())
         .unwrap_or_default();
     let total = wanted(deployment);
-    let scaled = |value: Option<IntOrString>, up: bool| match value {
-        None => 0,
-        Some(IntOrString::Int(n)) => n,
-        Some(IntOrString::String(text)) => {
-            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
-            let product = percent * i64::from(total);
-            (if up {
-                (product + 99) / 100
-            } else {
-                product / 100
-            }) as i32
-        }
-    };
+    let scaled = |value: Option<IntOrString>, up| value.map_or(0, |v| meta::scaled(&v, total, up));
     match (
         scaled(rolling.max_surge, true),
         scaled(rolling.max_unavailable, false),
