@@ -92,6 +92,52 @@ impl Cgroups {
         self.apply(&path, resources::pod_limits(pod))
     }
 
+    /// Sets the limits of a pod's group where that gives it more; what gives it less waits for [`create_pod`](Self::create_pod).
+    pub fn widen_pod(&self, pod: &Pod) -> io::Result<()> {
+        let path = self.pod_path(pod);
+        let limits = resources::pod_limits(pod);
+        let (quota, memory) = if self.v2 {
+            (("", "cpu.max"), ("", "memory.max"))
+        } else {
+            (
+                ("cpu", "cpu.cfs_quota_us"),
+                ("memory", "memory.limit_in_bytes"),
+            )
+        };
+        let (no_quota, no_memory) = if self.v2 {
+            ("max", "max")
+        } else {
+            ("-1", "-1")
+        };
+        for ((controller, file), wanted, none) in [
+            (quota, limits.quota, no_quota),
+            (memory, limits.memory, no_memory),
+        ] {
+            let text = match wanted {
+                None => none.to_string(),
+                Some(value)
+                    if self
+                        .limit(controller, &path, file)
+                        .is_some_and(|has| has < value) =>
+                {
+                    value.to_string()
+                }
+                Some(_) => continue,
+            };
+            self.write(controller, &path, file, &text)?;
+        }
+        Ok(())
+    }
+
+    /// The limit that a file holds; none if there is none.
+    fn limit(&self, controller: &str, path: &str, file: &str) -> Option<i64> {
+        let has = |h: &&Hierarchy| self.v2 || h.controllers.iter().any(|c| c == controller);
+        let h = self.hierarchies.iter().find(has)?;
+        let text = std::fs::read_to_string(join(&h.mount, path).join(file)).ok()?;
+        let value = text.split_whitespace().next()?.parse().ok()?;
+        (value >= 0).then_some(value)
+    }
+
     fn apply(&self, path: &str, limits: PodLimits) -> io::Result<()> {
         self.set_shares(path, limits.shares)?;
         if let Some(quota) = limits.quota {

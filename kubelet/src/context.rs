@@ -144,7 +144,14 @@ impl<'a> Report<'a> {
 
     pub fn container(node: &'a Node, pod: &Pod, name: &str) -> Self {
         let init = model::init_containers(pod).iter().any(|c| c.name == name);
-        let list = if init { "initContainers" } else { "containers" };
+        let ephemeral = model::ephemeral_containers(pod)
+            .iter()
+            .any(|c| c.name == name);
+        let list = match (init, ephemeral) {
+            (true, _) => "initContainers",
+            (_, true) => "ephemeralContainers",
+            _ => "containers",
+        };
         let mut report = Report::pod(node, pod);
         report.about.field_path = Some(format!("spec.{list}{{{name}}}"));
         report

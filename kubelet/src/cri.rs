@@ -252,6 +252,22 @@ impl Runtime {
         absent_is_fine(self.service().remove_container(request).await)
     }
 
+    pub async fn update_resources(
+        &self,
+        id: &str,
+        resources: cri::LinuxContainerResources,
+    ) -> Result<()> {
+        let request = limited(cri::UpdateContainerResourcesRequest {
+            container_id: id.into(),
+            linux: Some(resources),
+            ..Default::default()
+        });
+        self.service()
+            .update_container_resources(request)
+            .await
+            .map(|_| ())
+    }
+
     pub async fn reopen_log(&self, id: &str) -> Result<()> {
         let request = limited(cri::ReopenContainerLogRequest {
             container_id: id.into(),

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use jiff::Timestamp;
 use k8s_cri::v1 as cri;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 /// Labels and annotations that Kubernetes puts on sandboxes and containers.
@@ -31,16 +31,25 @@ pub struct SandboxView {
     pub ips: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RunState {
     Created,
     Running,
     Exited,
+    #[default]
     Unknown,
 }
 
+/// What the kernel holds a container to: cpu shares, cpu quota per 100 ms in microseconds, bytes of memory; 0 is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub shares: i64,
+    pub quota: i64,
+    pub memory: i64,
+}
+
 /// One container as CRI reports it; times are nanoseconds since the epoch, 0 for never.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ContainerView {
     pub id: String,
     pub sandbox: String,
@@ -56,6 +65,8 @@ pub struct ContainerView {
     pub image: String,
     pub image_ref: String,
     pub log_path: String,
+    /// If the runtime tells.
+    pub limits: Option<Limits>,
 }
 
 /// Everything that the runtime holds for one pod, newest first.
@@ -158,6 +169,19 @@ pub fn container_view(sandbox: &str, s: &cri::ContainerStatus) -> ContainerView 
             .unwrap_or_default(),
         image_ref: s.image_ref.clone(),
         log_path: s.log_path.clone(),
+        limits: s
+            .resources
+            .as_ref()
+            .and_then(|r| r.linux.as_ref())
+            .map(limits),
+    }
+}
+
+fn limits(r: &cri::LinuxContainerResources) -> Limits {
+    Limits {
+        shares: r.cpu_shares,
+        quota: r.cpu_quota.max(0),
+        memory: r.memory_limit_in_bytes.max(0),
     }
 }
 
@@ -207,6 +231,46 @@ pub fn init_containers(pod: &Pod) -> &[Container] {
 /// An init container that keeps running beside the pod's own containers.
 pub fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
+}
+
+/// A debug container as any other; what it must not have (probes, hooks, ports) it has not.
+pub fn from_ephemeral(e: &EphemeralContainer) -> Container {
+    let e = e.clone();
+    Container {
+        name: e.name,
+        image: e.image,
+        command: e.command,
+        args: e.args,
+        working_dir: e.working_dir,
+        env: e.env,
+        env_from: e.env_from,
+        resources: e.resources,
+        volume_mounts: e.volume_mounts,
+        volume_devices: e.volume_devices,
+        image_pull_policy: e.image_pull_policy,
+        security_context: e.security_context,
+        stdin: e.stdin,
+        stdin_once: e.stdin_once,
+        tty: e.tty,
+        termination_message_path: e.termination_message_path,
+        termination_message_policy: e.termination_message_policy,
+        ..Container::default()
+    }
+}
+
+pub fn ephemeral_containers(pod: &Pod) -> &[EphemeralContainer] {
+    spec(pod)
+        .ephemeral_containers
+        .as_deref()
+        .unwrap_or_default()
+}
+
+/// As [`find_container`], debug containers included.
+pub fn any_container(pod: &Pod, name: &str) -> Option<Container> {
+    let ephemeral = || ephemeral_containers(pod).iter().find(|e| e.name == name);
+    find_container(pod, name)
+        .cloned()
+        .or_else(|| ephemeral().map(from_ephemeral))
 }
 
 pub fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {

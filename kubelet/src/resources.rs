@@ -7,7 +7,7 @@ use k8s_cri::v1::LinuxContainerResources;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use crate::model;
+use crate::model::{self, Limits};
 
 const MIN_SHARES: i64 = 2;
 const MAX_SHARES: i64 = 262_144;
@@ -123,6 +123,27 @@ pub fn container_resources(
         oom_score_adj: oom_score_adj(pod, container, node_memory),
         ..Default::default()
     }
+}
+
+/// The same as the runtime tells it of a running container.
+pub fn limits(pod: &Pod, container: &Container) -> Limits {
+    let r = container_resources(pod, container, 1);
+    Limits {
+        shares: r.cpu_shares,
+        quota: r.cpu_quota,
+        memory: r.memory_limit_in_bytes,
+    }
+}
+
+/// What the pod asks for as a whole: cpu in thousandths, memory in bytes.
+pub fn requests(pod: &Pod) -> [i64; 2] {
+    [cpu, memory].map(|get| {
+        let of = |r: &ResourceRequirements| get(r.requests.as_ref()).or(get(r.limits.as_ref()));
+        match model::spec(pod).resources.as_ref().and_then(of) {
+            Some(value) => value,
+            None => total(pod, of).0,
+        }
+    })
 }
 
 /// -997 for guaranteed and node-critical pods, 1000 for best effort, and in between the

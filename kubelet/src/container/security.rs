@@ -207,6 +207,20 @@ pub fn container(
     })
 }
 
+/// Puts a container among the processes of another one of its pod.
+pub fn join_processes(config: &mut cri::ContainerConfig, target: String) {
+    let context = config
+        .linux
+        .as_mut()
+        .and_then(|l| l.security_context.as_mut());
+    if let Some(options) = context.and_then(|c| c.namespace_options.as_mut())
+        && options.pid == cri::NamespaceMode::Container as i32
+    {
+        options.pid = cri::NamespaceMode::Target as i32;
+        options.target_id = target;
+    }
+}
+
 fn verify_non_root(
     pod: &Pod,
     container: &Container,

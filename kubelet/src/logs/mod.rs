@@ -87,11 +87,8 @@ fn log_tail(path: &Path) -> std::io::Result<String> {
         }
     }
     let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> = text.lines().collect();
-    let kept = lines[lines.len().saturating_sub(FALLBACK_LINES)..]
-        .iter()
-        .map(|l| format!("{l}\n"))
-        .collect::<String>();
+    let lines: Vec<&str> = text.split_inclusive('\n').collect();
+    let kept = lines[lines.len().saturating_sub(FALLBACK_LINES)..].concat();
     let start = kept.len().saturating_sub(FALLBACK_BYTES as usize);
     let start = (start..kept.len())
         .find(|i| kept.is_char_boundary(*i))
@@ -102,6 +99,27 @@ fn log_tail(path: &Path) -> std::io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_a_log_is_kept_as_it_was_written() {
+        let log = std::env::temp_dir().join(format!("log-end-{}", std::process::id()));
+        let record =
+            |kind: &str, text: &str| format!("2026-11-24T04:00:00Z stdout {kind} {text}\n");
+        let many: String = (0..100).map(|i| record("F", &i.to_string())).collect();
+        let last: String = (20..100).map(|i| format!("{i}\n")).collect();
+        for (written, want) in [
+            (record("P", "DONE"), "DONE"),
+            (
+                record("F", "a") + &record("P", "b") + &record("F", "c"),
+                "a\nbc\n",
+            ),
+            (many, &last),
+        ] {
+            std::fs::write(&log, written).unwrap();
+            assert_eq!(log_tail(&log).unwrap(), want);
+        }
+        std::fs::remove_file(&log).unwrap();
+    }
 
     #[test]
     fn records() {

@@ -18,6 +18,11 @@ use crate::model;
 /// Kept free for the system, as the default eviction threshold would.
 const MEMORY_KEPT: i64 = 100 << 20;
 
+/// What pods may ask for: cpu in thousandths, memory in bytes.
+pub fn allocatable(cpu_milli: i64, memory: i64) -> [i64; 2] {
+    [cpu_milli, (memory - MEMORY_KEPT).max(0)]
+}
+
 /// The node as it registers: name, labels, taints.
 pub fn registration(info: &NodeInfo, flags: &Flags) -> Node {
     let arch = facts::architecture();
@@ -105,7 +110,7 @@ pub fn node_status(
     NodeStatus {
         addresses: Some(addresses),
         allocatable: Some(capacity(
-            (info.memory - MEMORY_KEPT).max(0),
+            allocatable(0, info.memory)[1],
             info.storage / 10 * 9,
         )),
         capacity: Some(capacity(info.memory, info.storage)),

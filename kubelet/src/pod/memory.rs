@@ -96,6 +96,10 @@ pub struct Memory {
     /// Back-offs already told as events: container id, or container name for images.
     pub reported: BTreeSet<String>,
     pub delete_failure: Option<Backoff>,
+    pub resizing: bool,
+    pub resize_failure: Option<(Backoff, String)>,
+    /// Ids of containers that were stopped to be started with other resources, whatever the restart policy says.
+    pub resize_restarts: BTreeSet<String>,
 }
 
 impl Memory {

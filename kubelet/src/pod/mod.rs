@@ -5,6 +5,7 @@ pub mod memory;
 pub mod ops;
 pub mod plan;
 pub mod publish;
+pub mod resize;
 pub mod start;
 pub mod status;
 pub mod worker;

@@ -11,6 +11,7 @@ use super::worker::Outcome;
 use crate::container::{files, sandbox};
 use crate::context::{Node, Report};
 use crate::model;
+use crate::resources;
 
 /// No container gets less time than this between TERM and KILL, as with Kubernetes.
 const LEAST_GRACE: i64 = 2;
@@ -29,6 +30,29 @@ pub async fn create_sandbox(node: &Node, pod: &Pod, attempt: u32) -> Result<(), 
         .await
         .map(drop)
         .map_err(|e| e.message().to_string())
+}
+
+/// Gives running containers the resources of the pod's spec. The pod's own group is widened before and narrowed after:
+/// no child may have more than its parent.
+pub async fn resize(node: &Node, pod: &Pod, updates: &[(String, String)]) -> Result<(), String> {
+    node.cgroups.widen_pod(pod).map_err(|e| e.to_string())?;
+    for (id, name) in updates {
+        let Some(container) = model::find_container(pod, name) else {
+            continue;
+        };
+        let mut wanted = resources::container_resources(pod, container, node.memory);
+        // Zero would leave the limit that is in force.
+        for limit in [&mut wanted.cpu_quota, &mut wanted.memory_limit_in_bytes] {
+            if *limit == 0 {
+                *limit = -1;
+            }
+        }
+        node.runtime
+            .update_resources(id, wanted)
+            .await
+            .map_err(|e| format!("container {name}: {}", e.message()))?;
+    }
+    node.cgroups.create_pod(pod).map_err(|e| e.to_string())
 }
 
 /// The pre-stop hook, then TERM, then KILL when the grace is over; both share the grace.

@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use super::memory::{Memory, Setup};
-use super::status;
+use super::{resize, status};
 use crate::model::{self, ContainerView, PodView, RunState};
 
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub struct Observed<'a> {
     pub memory: &'a Memory,
     pub now: Timestamp,
     pub network_ready: bool,
+    /// Why the pod has not got the resources that its spec asks for.
+    pub resize_pending: Option<&'a resize::Pending>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +33,7 @@ pub enum KillReason {
     Startup,
     PodEnds,
     SandboxChanged,
+    Resize,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +47,10 @@ pub enum Action {
         name: String,
         attempt: u32,
         restart_of: Option<Timestamp>,
+    },
+    /// Give running containers (id and name) the resources of the pod's spec.
+    Resize {
+        updates: Vec<(String, String)>,
     },
     /// Break off the operation that prepares the pod, as far as it can be.
     CancelSetup,
@@ -139,6 +146,8 @@ fn plan_active(o: &Observed) -> Vec<Action> {
     if let Some(old) = surplus(o) {
         actions.push(Action::RemoveContainer { id: old.id.clone() });
     }
+    resize::plan(o, &mut actions);
+    plan_ephemeral(o, &mut actions);
     if plan_init(o, &mut actions) {
         for container in &model::spec(o.pod).containers {
             if wants_start(o, container) {
@@ -148,6 +157,16 @@ fn plan_active(o: &Observed) -> Vec<Action> {
     }
     first_start_only(&mut actions);
     actions
+}
+
+/// Debug containers start once, even where init containers fail; they never restart.
+fn plan_ephemeral(o: &Observed, actions: &mut Vec<Action>) {
+    for e in model::ephemeral_containers(o.pod) {
+        let last = o.view.latest(&e.name);
+        if last.is_none_or(|c| c.state == RunState::Created) {
+            plan_start(o, &model::from_ephemeral(e), last, actions);
+        }
+    }
 }
 
 /// Only one container starts at a time, in the order of the spec: a post-start hook holds up the next.
@@ -244,7 +263,7 @@ fn wants_start(o: &Observed, container: &Container) -> bool {
         Some(c) => match c.state {
             RunState::Running | RunState::Unknown => false,
             RunState::Created => true,
-            RunState::Exited => should_restart(o.pod, container, c.exit_code),
+            RunState::Exited => will_restart(o, container, c.exit_code),
         },
     }
 }
@@ -268,6 +287,12 @@ pub fn should_restart(pod: &Pod, container: &Container, code: i32) -> bool {
         Some("OnFailure") => code != 0,
         _ => true,
     }
+}
+
+/// As [`should_restart`], and after a stop for the sake of a resize in any case.
+pub fn will_restart(o: &Observed, container: &Container, code: i32) -> bool {
+    let resized = |c: &ContainerView| o.memory.resize_restarts.contains(&c.id);
+    o.view.latest(&container.name).is_some_and(resized) || should_restart(o.pod, container, code)
 }
 
 fn plan_start(
@@ -455,7 +480,7 @@ fn stopping(c: &ContainerView) -> String {
     format!("Stopping container {}", c.name)
 }
 
-fn kill(c: &ContainerView, grace: i64, reason: KillReason, message: String) -> Action {
+pub fn kill(c: &ContainerView, grace: i64, reason: KillReason, message: String) -> Action {
     Action::Kill {
         id: c.id.clone(),
         name: c.name.clone(),
@@ -466,7 +491,7 @@ fn kill(c: &ContainerView, grace: i64, reason: KillReason, message: String) -> A
 }
 
 /// The grace that a container gets: a probe's own, else the pod's, else 30 s.
-fn grace_of(pod: &Pod, probe: Option<i64>) -> i64 {
+pub fn grace_of(pod: &Pod, probe: Option<i64>) -> i64 {
     probe
         .or(model::spec(pod).termination_grace_period_seconds)
         .unwrap_or(30)

@@ -86,6 +86,7 @@ impl Scene {
             image: String::new(),
             image_ref: String::new(),
             log_path: String::new(),
+            limits: None,
         };
         self.view.containers.push(c);
         self.view.sort();
@@ -120,6 +121,7 @@ impl Scene {
             memory: &self.memory,
             now: self.now,
             network_ready: self.network_ready,
+            resize_pending: None,
         }
     }
 
@@ -145,6 +147,7 @@ impl Scene {
                 Action::CreateSandbox { attempt } => format!("sandbox {attempt}"),
                 Action::Start { name, attempt, .. } => format!("start {name} {attempt}"),
                 Action::CancelSetup => "cancel".into(),
+                Action::Resize { updates } => format!("resize {}", updates.len()),
                 Action::Kill { id, grace, .. } => format!("kill {id} {grace}"),
                 Action::StopSandbox { id } => format!("stop {id}"),
                 Action::RemoveSandbox { id } => format!("remove {id}"),
@@ -518,4 +521,74 @@ fn restart_rules_of_a_container() {
     let pod = Pod::default();
     assert!(should_restart(&pod, &container, 42));
     assert!(!should_restart(&pod, &container, 1));
+}
+
+#[test]
+fn a_granted_resize_reaches_the_runtime() {
+    use crate::model::Limits;
+    let container = json!({"name": "a", "resources": {"limits": {"memory": "2Mi"}},
+        "resizePolicy": [{"resourceName": "memory", "restartPolicy": "NotRequired"}]});
+    let mut scene = Scene::new(json!({"restartPolicy": "OnFailure", "containers": [container]}))
+        .sandbox(true)
+        .running("a");
+    let limits = |memory| {
+        Some(Limits {
+            shares: 2,
+            quota: 0,
+            memory,
+        })
+    };
+    let in_progress = |scene: &Scene| {
+        let conditions = scene.status().conditions.unwrap_or_default();
+        conditions.iter().any(|c| c.type_ == "PodResizeInProgress")
+    };
+    scene.view.containers[0].limits = limits(1 << 20);
+    assert_eq!(scene.plan(), "resize 1");
+    assert!(in_progress(&scene));
+    scene.memory.resizing = true;
+    assert_eq!(scene.plan(), "");
+    scene.memory.resizing = false;
+    scene.view.containers[0].limits = limits(2 << 20);
+    assert_eq!(scene.plan(), "");
+    assert!(!in_progress(&scene));
+
+    // Where a change needs a restart there is one, even after an end that the restart policy would leave alone.
+    scene.view.containers[0].limits = limits(1 << 20);
+    let spec = scene.pod.spec.as_mut().unwrap();
+    spec.containers[0].resize_policy.as_mut().unwrap()[0].restart_policy =
+        "RestartContainer".into();
+    assert_eq!(scene.plan(), "kill a0 30");
+    let mut ended = Scene {
+        view: PodView {
+            containers: Vec::new(),
+            ..scene.view
+        },
+        ..scene
+    }
+    .exited("a", 0);
+    ended.memory.resize_restarts.insert("a0".into());
+    assert_eq!(
+        (ended.phase().as_str(), ended.plan().as_str()),
+        ("Running", "start a 1")
+    );
+}
+
+#[test]
+fn debug_containers_start_once_and_decide_nothing() {
+    let spec = json!({"restartPolicy": "Always", "containers": [{"name": "a"}],
+        "ephemeralContainers": [{"name": "debug", "image": "i"}]});
+    let scene = Scene::new(spec).sandbox(true).running("a");
+    assert_eq!(scene.plan(), "start debug 0");
+    let scene = scene.exited("debug", 1);
+    assert_eq!(
+        (scene.plan().as_str(), scene.phase().as_str()),
+        ("", "Running")
+    );
+    let s = scene
+        .status()
+        .ephemeral_container_statuses
+        .unwrap()
+        .remove(0);
+    let end = s.state.unwrap().terminated.unwrap();
+    assert_eq!((end.exit_code, s.ready), (1, false));
 }

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
 use crate::container::config::{self, ContainerFacts};
 use crate::container::env::{self, Sources};
 use crate::container::files::{self, MountFacts, VolumePaths};
-use crate::container::sandbox;
+use crate::container::{sandbox, security};
 use crate::context::{Node, Report};
 use crate::handlers;
 use crate::images::{self, Failure};
@@ -25,6 +25,8 @@ pub struct Start<'a> {
     pub volumes: &'a VolumePaths,
     /// A container that was made but never started, in the way of the new one.
     pub leftover: Option<String>,
+    /// The id of the container whose processes a debug container sees, or the name that has no container.
+    pub target: Option<Result<String, String>>,
 }
 
 pub async fn run(start: Start<'_>) -> Result<(), Failure> {
@@ -59,6 +61,13 @@ pub async fn run(start: Start<'_>) -> Result<(), Failure> {
         node.runtime
             .remove_container(old)
             .await
+            .map_err(failed("CreateContainerError"))?;
+    }
+    // After a resize the pod's group may be too narrow for what the container gets now.
+    if start.attempt > 0 {
+        node.cgroups
+            .widen_pod(pod)
+            .map_err(|e| tonic::Status::internal(e.to_string()))
             .map_err(failed("CreateContainerError"))?;
     }
     let id = node
@@ -157,7 +166,14 @@ async fn configure(
         node_memory: node.memory,
         root: node.flags.root_dir.to_str().unwrap_or_default(),
     };
-    config::config(pod, container, facts)
+    let mut config = config::config(pod, container, facts)?;
+    if let Some(target) = &start.target {
+        let target = target
+            .clone()
+            .map_err(|name| format!("unable to find target container {name}"))?;
+        security::join_processes(&mut config, target);
+    }
+    Ok(config)
 }
 
 /// The link that log collectors know: `/var/log/containers/<pod>_<namespace>_<container>-<id>.log`.

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{
 
 use super::memory::StartFailure;
 use super::plan::{self, Observed};
+use super::resize;
 use crate::model::{self, ContainerView, RunState};
 use crate::resources;
 
@@ -36,6 +37,7 @@ pub fn pod_status(o: &Observed, node: &NodeFacts) -> PodStatus {
         &model::spec(o.pod).containers,
         old.container_statuses.as_deref(),
     );
+    let ephemeral = ephemeral_statuses(o, node, old.ephemeral_container_statuses.as_deref());
     let phase = phase(o, &inits, &mains);
     let ended = matches!(phase, "Succeeded" | "Failed");
     if ended && o.pod.metadata.deletion_timestamp.is_some() {
@@ -63,6 +65,7 @@ pub fn pod_status(o: &Observed, node: &NodeFacts) -> PodStatus {
     }
     status.conditions = Some(conditions(o, &old, phase, &inits, &mains));
     status.container_statuses = Some(mains);
+    status.ephemeral_container_statuses = (!ephemeral.is_empty()).then_some(ephemeral);
     status.init_container_statuses = (!inits.is_empty()).then_some(inits);
     status
 }
@@ -173,7 +176,7 @@ fn container_phase(
         match kind(s) {
             State::Terminated(0) => {}
             State::Terminated(code) | State::Restarting(code) => {
-                if code != 0 && !plan::should_restart(o.pod, container, code) {
+                if code != 0 && !plan::will_restart(o, container, code) {
                     return "Failed";
                 }
                 pending_init += usize::from(!initialized && code != 0);
@@ -191,7 +194,7 @@ fn container_phase(
             State::Terminated(code) | State::Restarting(code) => {
                 stopped += 1;
                 succeeded += usize::from(code == 0 && matches!(kind(s), State::Terminated(_)));
-                final_stops += usize::from(!plan::should_restart(o.pod, container, code));
+                final_stops += usize::from(!plan::will_restart(o, container, code));
             }
         }
     }
@@ -306,6 +309,22 @@ fn statuses(
         .collect()
 }
 
+/// Debug containers are never ready: nothing waits for them.
+fn ephemeral_statuses(
+    o: &Observed,
+    node: &NodeFacts,
+    old: Option<&[ContainerStatus]>,
+) -> Vec<ContainerStatus> {
+    let containers = model::ephemeral_containers(o.pod).iter();
+    let containers: Vec<Container> = containers.map(model::from_ephemeral).collect();
+    let mut all = statuses(o, node, &containers, old);
+    for s in &mut all {
+        s.ready = false;
+        s.started = None;
+    }
+    all
+}
+
 fn container_status(
     o: &Observed,
     node: &NodeFacts,
@@ -325,7 +344,10 @@ fn container_status(
         ..Default::default()
     };
     match view {
-        Some(c) => from_view(o, node, container, c, &mut s),
+        Some(c) => {
+            s.resources = Some(resize::shown(o.pod, container, c, old));
+            from_view(o, node, container, c, &mut s);
+        }
         None => from_history(o, old, &mut s),
     }
     if let Some(old_last) = old.and_then(|old| old.last_state.clone())
@@ -358,7 +380,6 @@ fn from_view(
     if !c.image.is_empty() && !c.image.starts_with("sha256:") {
         s.image = c.image.clone();
     }
-    s.resources = Some(container.resources.clone().unwrap_or_default());
     s.allocated_resources = container
         .resources
         .as_ref()
@@ -412,7 +433,7 @@ fn restarts(o: &Observed, container: &Container, c: &ContainerView) -> bool {
     if init && !model::is_sidecar(container) && c.exit_code == 0 {
         return false;
     }
-    plan::should_restart(o.pod, container, c.exit_code)
+    plan::will_restart(o, container, c.exit_code)
 }
 
 fn crash_loop(o: &Observed, container: &Container) -> ContainerState {
@@ -570,16 +591,27 @@ fn conditions(
         ("PodScheduled", (true, "", String::new())),
     ];
     let before = old.conditions.as_deref().unwrap_or_default();
+    let pending = o.resize_pending.map(|p| (p.reason, p.message.clone()));
+    let resize = [(PENDING, pending), (IN_PROGRESS, resize::in_progress(o))];
+    let resize = resize.into_iter().filter_map(|(type_, found)| {
+        found.map(|(reason, message)| (type_, (true, reason, message)))
+    });
     let ours: Vec<PodCondition> = computed
         .into_iter()
+        .chain(resize)
         .map(|(type_, (ok, reason, message))| condition(o, before, type_, ok, reason, message))
         .collect();
     let foreign = before
         .iter()
         .filter(|c| !ours.iter().any(|n| n.type_ == c.type_))
+        .filter(|c| ![PENDING, IN_PROGRESS].contains(&c.type_.as_str()))
         .cloned();
     ours.iter().cloned().chain(foreign).collect()
 }
+
+/// Conditions that are there only while they hold.
+const PENDING: &str = "PodResizePending";
+const IN_PROGRESS: &str = "PodResizeInProgress";
 
 fn condition(
     o: &Observed,

@@ -14,14 +14,14 @@ use tokio::task::JoinSet;
 
 use super::memory::{Backoff, Memory, Setup as SetupKind, StartFailure};
 use super::plan::{self, Action, KillReason, Observed, Stage};
-use super::{ops, publish, status};
+use super::{ops, publish, resize, status};
 use crate::container::files::VolumePaths;
 use crate::context::{Node, Report};
 use crate::cri::ViewCache;
 use crate::images::Failure;
 use crate::model::{self, PodView, RunState};
 use crate::probes::{self, Kind, Probes};
-use crate::volumes;
+use crate::volumes::{self, projected};
 
 /// What wakes a worker.
 #[derive(Debug)]
@@ -59,6 +59,7 @@ pub enum Outcome {
         result: Result<(), String>,
     },
     Removed(Result<(), String>),
+    Resized(Result<(), String>),
     Cleaned {
         keep_logs: bool,
         result: Result<(), String>,
@@ -70,6 +71,8 @@ pub enum Outcome {
 pub struct Worker {
     node: Arc<Node>,
     pod: Arc<Pod>,
+    /// The pod with the resources that this node grants it.
+    granted: Arc<Pod>,
     gone: bool,
     view: PodView,
     cache: ViewCache,
@@ -78,6 +81,8 @@ pub struct Worker {
     volumes: Arc<VolumePaths>,
     refresh_at: Option<Timestamp>,
     refreshing: bool,
+    /// Something has changed since the refresh under way began.
+    refresh_again: bool,
     publishing: bool,
     publish_failure: Option<Backoff>,
     /// The last status patch that was sent.
@@ -100,6 +105,7 @@ pub fn spawn(
     let (handle, inbox) = unbounded_channel();
     let worker = Worker {
         node,
+        granted: pod.clone(),
         pod,
         gone,
         view: PodView::default(),
@@ -109,6 +115,7 @@ pub fn spawn(
         volumes: Arc::default(),
         refresh_at: None,
         refreshing: false,
+        refresh_again: false,
         publishing: false,
         publish_failure: None,
         published: None,
@@ -182,6 +189,9 @@ impl Worker {
                 .any(|c| &c.id == id && c.state != RunState::Exited)
         });
         self.memory
+            .resize_restarts
+            .retain(|id| view.containers.iter().any(|c| &c.id == id));
+        self.memory
             .stopped
             .retain(|id| view.sandboxes.iter().any(|s| &s.id == id));
         self.memory
@@ -193,8 +203,9 @@ impl Worker {
     /// Plans and acts; the next due time, or `None` at the end of the pod's life.
     fn pass(&mut self) -> Option<Option<Timestamp>> {
         let now = Timestamp::now();
+        let pending = self.grant();
         let (pod, memory, view) = (
-            self.pod.clone(),
+            self.granted.clone(),
             self.memory.clone(),
             std::mem::take(&mut self.view),
         );
@@ -205,6 +216,7 @@ impl Worker {
             memory: &memory,
             now,
             network_ready: self.node.network_ready(),
+            resize_pending: pending.as_ref(),
         };
         let actions = plan::plan(&observed);
         let stage = plan::stage(&observed);
@@ -233,6 +245,26 @@ impl Worker {
             due(now + SignedDuration::from_millis(5));
         }
         Some(wake)
+    }
+
+    /// Decides on the resources that the pod asks for.
+    fn grant(&mut self) -> Option<resize::Pending> {
+        let node = &self.node;
+        let capacity = crate::node::status::allocatable(node.cpu_milli, node.memory);
+        let own = model::uid(&self.pod);
+        let used = || {
+            let pods = node.pods.lock();
+            let others = pods
+                .iter()
+                .filter(|(uid, pod)| uid.as_str() != own && !model::is_finished(pod));
+            others.fold([0, 0], |sum, (_, pod)| {
+                let held = resize::held(pod);
+                [sum[0] + held[0], sum[1] + held[1]]
+            })
+        };
+        let (granted, pending) = resize::granted(&self.pod, capacity, used);
+        self.granted = granted;
+        pending
     }
 
     async fn wait(&mut self, wake: Option<Timestamp>) {
@@ -292,12 +324,16 @@ impl Worker {
                 .pods
                 .lock()
                 .insert(model::uid(&pod).to_string(), pod.clone());
+            let refresh = projected::shows_change(&pod, &self.pod);
             self.pod = pod;
+            if refresh {
+                self.refresh();
+            }
         }
     }
 
     fn act(&mut self, action: Action, now: Timestamp) {
-        let (node, pod) = (self.node.clone(), self.pod.clone());
+        let (node, pod) = (self.node.clone(), self.granted.clone());
         match action {
             Action::MountVolumes => {
                 self.memory.setup = Some(SetupKind::Volumes);
@@ -318,6 +354,12 @@ impl Worker {
                 attempt,
                 restart_of,
             } => self.start(name, attempt, restart_of),
+            Action::Resize { updates } => {
+                self.memory.resizing = true;
+                self.ops.spawn(async move {
+                    Outcome::Resized(ops::resize(&node, &pod, &updates).await)
+                });
+            }
             Action::CancelSetup => self.cancel.cancel(),
             Action::Kill {
                 id,
@@ -330,6 +372,9 @@ impl Worker {
                     .killing
                     .insert(id.clone(), now + SignedDuration::from_secs(grace));
                 Report::container(&node, &pod, &name).normal("Killing", &message);
+                if reason == KillReason::Resize {
+                    self.memory.resize_restarts.insert(id.clone());
+                }
                 let ips = self.pod_ips();
                 let hook = reason != KillReason::SandboxChanged;
                 self.ops.spawn(async move {
@@ -390,8 +435,8 @@ impl Worker {
             Action::ReportBackoff { name, key, image } => {
                 let report = Report::container(&node, &pod, &name);
                 if image {
-                    let image = model::find_container(&pod, &name)
-                        .and_then(|c| c.image.clone())
+                    let image = model::any_container(&pod, &name)
+                        .and_then(|c| c.image)
                         .unwrap_or_default();
                     report.normal("BackOff", &format!("Back-off pulling image \"{image}\""));
                     report.warning("Failed", "Error: ImagePullBackOff");
@@ -416,10 +461,20 @@ impl Worker {
     fn start(&mut self, name: String, attempt: u32, restart_of: Option<Timestamp>) {
         let (Some(sandbox), Some(container)) = (
             self.view.live_sandbox().cloned(),
-            model::find_container(&self.pod, &name).cloned(),
+            model::any_container(&self.granted, &name),
         ) else {
             return;
         };
+        let target = model::ephemeral_containers(&self.pod)
+            .iter()
+            .find(|e| e.name == name)
+            .and_then(|e| e.target_container_name.clone())
+            .map(|target| {
+                self.view
+                    .latest(&target)
+                    .map(|c| c.id.clone())
+                    .ok_or(target)
+            });
         if let Some(finished) = restart_of {
             self.memory.note_restart(&name, finished);
         }
@@ -432,7 +487,7 @@ impl Worker {
             .map(|c| c.id.clone());
         let (node, pod, volumes, cancel) = (
             self.node.clone(),
-            self.pod.clone(),
+            self.granted.clone(),
             self.volumes.clone(),
             self.cancel.clone(),
         );
@@ -445,6 +500,7 @@ impl Worker {
                 sandbox: &sandbox,
                 volumes: &volumes,
                 leftover,
+                target,
             };
             let cancelled = || Failure {
                 reason: "Cancelled",
@@ -459,7 +515,11 @@ impl Worker {
     }
 
     fn refresh(&mut self) {
-        if self.refreshing || !self.memory.volumes_ready || self.memory.cleaned {
+        if self.refreshing || self.memory.setup == Some(SetupKind::Volumes) {
+            self.refresh_again = true;
+            return;
+        }
+        if !self.memory.volumes_ready || self.memory.cleaned {
             return;
         }
         self.refreshing = true;
@@ -503,6 +563,7 @@ impl Worker {
                     }
                     Err(message) => self.setup_failed("FailedMount", &message, now),
                 }
+                self.refresh_if_missed(now);
             }
             Outcome::Refreshed(setup, result) => {
                 self.refreshing = false;
@@ -513,6 +574,7 @@ impl Worker {
                         self.refresh_at = Some(now + SignedDuration::from_secs(60));
                     }
                 }
+                self.refresh_if_missed(now);
             }
             Outcome::Sandbox(result) => {
                 self.stale = true;
@@ -531,6 +593,7 @@ impl Worker {
                 self.memory.setup = None;
                 self.started(name, result, now);
             }
+            Outcome::Resized(result) => self.was_resized(result, now),
             Outcome::Killed { id } => {
                 self.stale = true;
                 self.memory.killing.remove(&id);
@@ -561,12 +624,38 @@ impl Worker {
         }
     }
 
+    fn refresh_if_missed(&mut self, now: Timestamp) {
+        if std::mem::take(&mut self.refresh_again) {
+            self.refresh_at = Some(now);
+        }
+    }
+
     fn take_volumes(&mut self, setup: volumes::Setup) {
         self.volumes = Arc::new(setup.paths);
         self.refresh_at = setup.refresh_at;
         self.node
             .objects
             .follow(model::uid(&self.pod), &setup.shows);
+    }
+
+    fn was_resized(&mut self, result: Result<(), String>, now: Timestamp) {
+        self.stale = true;
+        self.memory.resizing = false;
+        let report = Report::pod(&self.node, &self.pod);
+        match result {
+            Ok(()) => {
+                self.memory.resize_failure = None;
+                report.normal("ResizeCompleted", "Pod resize completed");
+            }
+            Err(message) => {
+                let message = format!("Pod resize failed: {message}");
+                report.warning("ResizeError", &message);
+                let (first, max) = (SignedDuration::from_secs(1), SignedDuration::from_secs(60));
+                let before = self.memory.resize_failure.as_ref().map(|(wait, _)| *wait);
+                self.memory.resize_failure =
+                    Some((Backoff::next(before, now, first, max), message));
+            }
+        }
     }
 
     fn setup_failed(&mut self, reason: &str, message: &str, now: Timestamp) {

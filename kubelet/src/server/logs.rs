@@ -38,7 +38,7 @@ pub async fn serve(
 ) -> Result<Response, Refused> {
     let query = LogQuery(form::pairs(query.as_deref().unwrap_or_default()));
     let found = server.pod(&namespace, &pod, None)?;
-    if model::find_container(&found, &container).is_none() {
+    if model::any_container(&found, &container).is_none() {
         return Err((
             StatusCode::NOT_FOUND,
             format!("container \"{container}\" not found in pod \"{pod}\""),

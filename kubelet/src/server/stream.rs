@@ -99,7 +99,7 @@ pub async fn attach(
     let tty = target
         .container
         .as_deref()
-        .and_then(|c| model::find_container(&pod, c))
+        .and_then(|c| model::any_container(&pod, c))
         .is_some_and(|c| c.tty == Some(true));
     o.streams.tty = tty;
     let ask = cri::AttachRequest {

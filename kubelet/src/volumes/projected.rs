@@ -32,6 +32,23 @@ pub fn plugin(volume: &Volume) -> Option<&'static str> {
     }
 }
 
+/// Whether files that show the pod's own fields have to be written again.
+pub fn shows_change(new: &Pod, old: &Pod) -> bool {
+    let downward = |v: &Volume| {
+        let sources = v.projected.iter().flat_map(|p| p.sources.iter().flatten());
+        v.downward_api.is_some() || sources.into_iter().any(|s| s.downward_api.is_some())
+    };
+    let resources = |pod: &Pod| {
+        let all = model::spec(pod).containers.iter();
+        all.map(|c| c.resources.clone()).collect::<Vec<_>>()
+    };
+    let (a, b) = (&new.metadata, &old.metadata);
+    model::spec(new).volumes.iter().flatten().any(downward)
+        && (a.labels != b.labels
+            || a.annotations != b.annotations
+            || resources(new) != resources(old))
+}
+
 /// One named object and how its keys become files.
 struct Part<'a> {
     kind: Kind,
@@ -310,6 +327,28 @@ fn renew_at(now: Timestamp, expires: Timestamp) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_pods_that_show_themselves_are_written_again() {
+        let downward = serde_json::json!([{"name": "v", "downwardAPI": {}}]);
+        let nested =
+            serde_json::json!([{"name": "v", "projected": {"sources": [{"downwardAPI": {}}]}}]);
+        let other = serde_json::json!([{"name": "v", "configMap": {"name": "c"}}]);
+        let pod = |volumes: &serde_json::Value, label: &str| -> Pod {
+            let pod = serde_json::json!({"metadata": {"name": "p", "labels": {"l": label}},
+                "spec": {"containers": [], "volumes": volumes}});
+            serde_json::from_value(pod).unwrap()
+        };
+        for (volumes, label, want) in [
+            (&downward, "b", true),
+            (&nested, "b", true),
+            (&downward, "a", false),
+            (&other, "b", false),
+        ] {
+            let found = shows_change(&pod(volumes, label), &pod(volumes, "a"));
+            assert_eq!(found, want, "{volumes} {label}");
+        }
+    }
 
     #[test]
     fn keys_become_files() {
