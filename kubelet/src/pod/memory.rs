@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::model::Limits;
+
 const CRASH_FIRST: SignedDuration = SignedDuration::from_secs(10);
 const CRASH_MAX: SignedDuration = SignedDuration::from_secs(300);
 
@@ -98,6 +100,8 @@ pub struct Memory {
     pub delete_failure: Option<Backoff>,
     pub resizing: bool,
     pub resize_failure: Option<(Backoff, String)>,
+    /// By container id, what the runtime was last told and has taken.
+    pub resized: BTreeMap<String, Limits>,
     /// Ids of containers that were stopped to be started with other resources, whatever the restart policy says.
     pub resize_restarts: BTreeSet<String>,
 }

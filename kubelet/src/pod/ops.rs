@@ -1,5 +1,6 @@
 //! The longer operations of a pod's worker, each a plain async function.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use super::start;
 use super::worker::Outcome;
 use crate::container::{files, sandbox};
 use crate::context::{Node, Report};
-use crate::model;
+use crate::model::{self, Limits};
 use crate::resources;
 
 /// No container gets less time than this between TERM and KILL, as with Kubernetes.
@@ -34,10 +35,15 @@ pub async fn create_sandbox(node: &Node, pod: &Pod, attempt: u32) -> Result<(), 
 
 /// Gives running containers the resources of the pod's spec. The pod's own group is widened before and narrowed after:
 /// no child may have more than its parent.
-pub async fn resize(node: &Node, pod: &Pod, updates: &[(String, String)]) -> Result<(), String> {
+pub async fn resize(
+    node: &Node,
+    pod: &Pod,
+    updates: Vec<(String, String)>,
+) -> Result<BTreeMap<String, Limits>, String> {
     node.cgroups.widen_pod(pod).map_err(|e| e.to_string())?;
+    let mut taken = BTreeMap::new();
     for (id, name) in updates {
-        let Some(container) = model::find_container(pod, name) else {
+        let Some(container) = model::find_container(pod, &name) else {
             continue;
         };
         let mut wanted = resources::container_resources(pod, container, node.memory);
@@ -48,11 +54,13 @@ pub async fn resize(node: &Node, pod: &Pod, updates: &[(String, String)]) -> Res
             }
         }
         node.runtime
-            .update_resources(id, wanted)
+            .update_resources(&id, wanted)
             .await
             .map_err(|e| format!("container {name}: {}", e.message()))?;
+        taken.insert(id, resources::limits(pod, container));
     }
-    node.cgroups.create_pod(pod).map_err(|e| e.to_string())
+    node.cgroups.create_pod(pod).map_err(|e| e.to_string())?;
+    Ok(taken)
 }
 
 /// The pre-stop hook, then TERM, then KILL when the grace is over; both share the grace.

@@ -4,6 +4,7 @@
 //! The pod's status is the record of what was granted: `allocatedResources` has a container's requests, `resources` what
 //! it runs with. A resize that does not fit leaves both as they are, and the pod goes on with them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, ResourceRequirements};
@@ -89,22 +90,28 @@ fn status_of<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
         .find(|s| s.name == name)
 }
 
-/// The limits that a running container should have, if it has others.
-pub fn difference(pod: &Pod, container: &Container, c: &ContainerView) -> Option<Limits> {
+/// The limits that a running container should have, if it has others. What the runtime has once taken is in force,
+/// whatever it tells: an update is not sent over and over.
+pub fn difference(
+    pod: &Pod,
+    container: &Container,
+    c: &ContainerView,
+    taken: &BTreeMap<String, Limits>,
+) -> Option<Limits> {
     let has = c.limits.filter(|_| c.state == RunState::Running)?;
     let wants = resources::limits(pod, container);
-    (wants != has).then_some(wants)
+    (wants != has && taken.get(&c.id) != Some(&wants)).then_some(wants)
 }
 
 /// What the status shows as the container's resources: those of the spec once they are in force.
 pub fn shown(
-    pod: &Pod,
+    o: &Observed,
     container: &Container,
     c: &ContainerView,
     old: Option<&ContainerStatus>,
 ) -> ResourceRequirements {
     let old = old.and_then(|s| s.resources.clone());
-    match (difference(pod, container, c), old) {
+    match (difference(o.pod, container, c, &o.memory.resized), old) {
         (Some(_), Some(old)) => old,
         _ => container.resources.clone().unwrap_or_default(),
     }
@@ -118,7 +125,7 @@ fn changes<'a>(o: &'a Observed) -> impl Iterator<Item = (&'a Container, &'a Cont
         .chain(&model::spec(o.pod).containers)
         .filter_map(|container| {
             let c = o.view.latest(&container.name)?;
-            difference(o.pod, container, c).map(|_| (container, c))
+            difference(o.pod, container, c, &o.memory.resized).map(|_| (container, c))
         })
 }
 
@@ -238,8 +245,11 @@ mod tests {
             // A runtime that does not tell is left alone.
             (None, RunState::Running, false),
         ] {
-            let found = difference(&pod, container, &view(limits, state));
+            let view = view(limits, state);
+            let found = difference(&pod, container, &view, &BTreeMap::new());
             assert_eq!(found, differs.then_some(same));
+            let taken = BTreeMap::from([(view.id.clone(), same)]);
+            assert_eq!(difference(&pod, container, &view, &taken), None);
         }
     }
 }

@@ -345,7 +345,7 @@ fn container_status(
     };
     match view {
         Some(c) => {
-            s.resources = Some(resize::shown(o.pod, container, c, old));
+            s.resources = Some(resize::shown(o, container, c, old));
             from_view(o, node, container, c, &mut s);
         }
         None => from_history(o, old, &mut s),

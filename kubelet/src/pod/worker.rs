@@ -2,7 +2,7 @@
 //! Operations run beside the loop, so that a pod can be deleted while an image is being
 //! pulled; each of them ends in an [`Outcome`], which makes the loop look again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use crate::container::files::VolumePaths;
 use crate::context::{Node, Report};
 use crate::cri::ViewCache;
 use crate::images::Failure;
-use crate::model::{self, PodView, RunState};
+use crate::model::{self, Limits, PodView, RunState};
 use crate::probes::{self, Kind, Probes};
 use crate::volumes::{self, projected};
 
@@ -59,7 +59,7 @@ pub enum Outcome {
         result: Result<(), String>,
     },
     Removed(Result<(), String>),
-    Resized(Result<(), String>),
+    Resized(Result<BTreeMap<String, Limits>, String>),
     Cleaned {
         keep_logs: bool,
         result: Result<(), String>,
@@ -188,6 +188,9 @@ impl Worker {
                 .iter()
                 .any(|c| &c.id == id && c.state != RunState::Exited)
         });
+        self.memory
+            .resized
+            .retain(|id, _| view.containers.iter().any(|c| &c.id == id));
         self.memory
             .resize_restarts
             .retain(|id| view.containers.iter().any(|c| &c.id == id));
@@ -356,9 +359,9 @@ impl Worker {
             } => self.start(name, attempt, restart_of),
             Action::Resize { updates } => {
                 self.memory.resizing = true;
-                self.ops.spawn(async move {
-                    Outcome::Resized(ops::resize(&node, &pod, &updates).await)
-                });
+                self.ops.spawn(
+                    async move { Outcome::Resized(ops::resize(&node, &pod, updates).await) },
+                );
             }
             Action::CancelSetup => self.cancel.cancel(),
             Action::Kill {
@@ -638,13 +641,14 @@ impl Worker {
             .follow(model::uid(&self.pod), &setup.shows);
     }
 
-    fn was_resized(&mut self, result: Result<(), String>, now: Timestamp) {
+    fn was_resized(&mut self, result: Result<BTreeMap<String, Limits>, String>, now: Timestamp) {
         self.stale = true;
         self.memory.resizing = false;
         let report = Report::pod(&self.node, &self.pod);
         match result {
-            Ok(()) => {
+            Ok(taken) => {
                 self.memory.resize_failure = None;
+                self.memory.resized.extend(taken);
                 report.normal("ResizeCompleted", "Pod resize completed");
             }
             Err(message) => {
