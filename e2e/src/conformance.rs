@@ -217,9 +217,19 @@ fn area(name: &str) -> &str {
         .map_or("other", |(area, _)| area)
 }
 
-/// The start of a reason as one line of Markdown.
+/// The start of a reason as one line of Markdown, without the suite's own `[FAILED]` and its place in the source.
 fn shown(reason: &str) -> String {
-    let line = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+    let reason = reason.trim_start();
+    let marked =
+        |mark: &&str| mark.starts_with('[') && mark.chars().skip(1).all(|c| c.is_ascii_uppercase());
+    let reason = match reason.split_once("] ") {
+        Some((mark, rest)) if marked(&mark) => rest,
+        _ => reason,
+    };
+    let lines = reason.lines().map(str::trim);
+    let lines = lines.take_while(|l| !(l.starts_with("In [") && l.contains("] at: ")));
+    let words: Vec<&str> = lines.flat_map(str::split_whitespace).collect();
+    let line = words.join(" ");
     let mut short: String = line.chars().take(REASON).collect();
     if short.len() < line.len() {
         short.push_str(" ...");
@@ -314,6 +324,19 @@ mod tests {
     fn what_is_no_report_is_refused() {
         for text in ["", "<html></html>", "<testsuites><testsuite></x>"] {
             assert!(Results::default().read(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_reason_is_shown_without_where_the_suite_gave_it() {
+        for (text, want) in [
+            (
+                "[FAILED] no\n  pods\nIn [It] at: /src/pods.go:1 @ 1/2\n",
+                "`no pods`",
+            ),
+            ("[sig-apps] is [FAILED] too", "`[sig-apps] is [FAILED] too`"),
+        ] {
+            assert_eq!(shown(text), want);
         }
     }
 
