@@ -47,8 +47,12 @@ pub enum Store {
 pub struct Process(Child);
 
 impl Process {
-    fn start(program: &Path, args: &[(&str, String)], log: &Path) -> Result<Self> {
-        let log = std::fs::File::create(log)?;
+    /// Starts `program` with `--flag=value` for each of `args`; what it prints is appended to `log`.
+    pub fn start(program: &Path, args: &[(&str, String)], log: &Path) -> Result<Self> {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(log)?;
         let child = Command::new(program)
             .args(args.iter().map(|(flag, value)| format!("--{flag}={value}")))
             .stdin(Stdio::null())
@@ -95,25 +99,10 @@ impl Plane {
             address,
             tls: identities(dir, address)?,
         };
-        let file = |name: &str| dir.join(name).display().to_string();
-        let mut flags = vec![
-            ("bind-address", "127.0.0.1".to_string()),
-            ("secure-port", address.port().to_string()),
-            ("tls-cert-file", file("apiserver.crt")),
-            ("tls-private-key-file", file("apiserver.key")),
-            ("client-ca-file", file("ca.crt")),
-            (
-                "service-account-issuer",
-                "https://kubernetes.default.svc.cluster.local".into(),
-            ),
-            ("service-account-key-file", file("sa.pub")),
-            ("service-account-signing-key-file", file("sa.key")),
-            ("service-cluster-ip-range", "10.96.0.0/12".into()),
-            ("authorization-mode", "Node,RBAC".into()),
-        ];
+        let mut flags = apiserver_flags(dir, address);
         let etcd = match store {
             Store::Embedded => {
-                flags.push(("data-dir", file("store")));
+                flags.push(("data-dir", dir.join("store").display().to_string()));
                 None
             }
             Store::Etcd => {
@@ -190,7 +179,8 @@ impl Plane {
     }
 }
 
-fn free_port() -> Result<u16> {
+/// A port of the loopback that nobody uses now.
+pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
         .local_addr()?
         .port())
@@ -214,8 +204,29 @@ fn start_etcd(dir: &Path) -> Result<(Process, String)> {
     Ok((etcd, url))
 }
 
+/// The flags of an API server at `address` whose certificates are in `dir`, but for its store.
+#[must_use]
+pub fn apiserver_flags(dir: &Path, address: SocketAddr) -> Vec<(&'static str, String)> {
+    let file = |name: &str| dir.join(name).display().to_string();
+    vec![
+        ("bind-address", address.ip().to_string()),
+        ("secure-port", address.port().to_string()),
+        ("tls-cert-file", file("apiserver.crt")),
+        ("tls-private-key-file", file("apiserver.key")),
+        ("client-ca-file", file("ca.crt")),
+        (
+            "service-account-issuer",
+            "https://kubernetes.default.svc.cluster.local".into(),
+        ),
+        ("service-account-key-file", file("sa.pub")),
+        ("service-account-signing-key-file", file("sa.key")),
+        ("service-cluster-ip-range", "10.96.0.0/12".into()),
+        ("authorization-mode", "Node,RBAC".into()),
+    ]
+}
+
 /// Makes the certificates and the administrator's kubeconfig in `dir`; the administrator's TLS settings.
-fn identities(dir: &Path, address: SocketAddr) -> Result<Arc<rustls::ClientConfig>> {
+pub fn identities(dir: &Path, address: SocketAddr) -> Result<Arc<rustls::ClientConfig>> {
     let ca = Authority::generate()?;
     std::fs::write(dir.join("ca.crt"), &ca.certificate)?;
     let names = ["localhost", "kubernetes", "kubernetes.default.svc"];

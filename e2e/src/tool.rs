@@ -130,6 +130,20 @@ impl Tool {
     }
 }
 
+impl Background {
+    /// Starts one of Skiff's programs, outside any cluster's care.
+    pub fn program(name: &str, args: &[&str]) -> Result<Self> {
+        let child = Command::new(bin_dir().join(name))
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot run {name}"))?;
+        Ok(Self(child))
+    }
+}
+
 /// A command that is killed when this is dropped.
 #[derive(Debug)]
 pub struct Background(Child);

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use e2e::{Cluster, Options, Tool, eventually};
+use e2e::{Background, Cluster, Options, Tool, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 fn unschedulable_pods_say_why(tool: &Tool) -> Result<()> {
     tool.apply(
@@ -108,6 +110,66 @@ spec:
     Ok(())
 }
 
+fn holder(tool: &Tool) -> Result<String> {
+    let lease = tool.json(&[
+        "-n",
+        "kube-system",
+        "get",
+        "lease",
+        "kube-controller-manager",
+    ])?;
+    Ok(lease["spec"]["holderIdentity"].to_string())
+}
+
+/// The leader is suspended, not killed: it still thinks that it leads when it goes on, and must notice that it does not.
+fn another_instance_takes_over(cluster: &Cluster, tool: &Tool) -> Result<()> {
+    let leader = cluster.pids("controller-manager")?;
+    let before = holder(tool)?;
+    let _standby = Background::program(
+        "controller-manager",
+        &[
+            &format!("--kubeconfig={}", cluster.kubeconfig().display()),
+            "--leader-elect=true",
+            "--secure-port=0",
+        ],
+    )?;
+    let signal = |signal| {
+        leader
+            .iter()
+            .try_for_each(|pid| kill(Pid::from_raw(*pid), signal))
+    };
+    signal(Signal::SIGSTOP)?;
+    let after = eventually("another leader", Duration::from_secs(60), || {
+        Ok(Some(holder(tool)?).filter(|now| *now != before && now != "\"\""))
+    })?;
+    tool.run(&[
+        "create",
+        "deployment",
+        "led",
+        "--image=skiff.local/busybox:1",
+        "--",
+        "sleep",
+        "3600",
+    ])?;
+    tool.run(&["rollout", "status", "deployment/led", "--timeout=60s"])?;
+    signal(Signal::SIGCONT)?;
+    eventually(
+        "the end of the former leader",
+        Duration::from_secs(60),
+        || {
+            let running = cluster.pids("controller-manager")?;
+            Ok((!running.iter().any(|pid| leader.contains(pid))).then_some(()))
+        },
+    )?;
+    ensure!(
+        holder(tool)? == after,
+        "the lease went from {after} to {}",
+        holder(tool)?
+    );
+    tool.run(&["delete", "deployment", "led"])?;
+    Ok(())
+}
+
 #[test]
 fn the_plane_does_its_work() -> Result<()> {
     let cluster = Cluster::create(
@@ -121,5 +183,6 @@ fn the_plane_does_its_work() -> Result<()> {
     unschedulable_pods_say_why(&kubectl)?;
     owners_take_their_dependents(&kubectl)?;
     namespaces_empty_themselves(&kubectl)?;
-    names_are_resolved(&kubectl)
+    names_are_resolved(&kubectl)?;
+    another_instance_takes_over(&cluster, &kubectl)
 }

@@ -157,10 +157,9 @@ spec:
             Ok((backs_off && state["lastState"]["terminated"]["exitCode"] == 3).then_some(()))
         },
     )?;
-    ensure!(
-        tool.run(&["logs", "crash", "--previous"]).is_ok()
-            || tool.run(&["logs", "crash"])? == "dying\n"
-    );
+    eventually("the log of the run before", Duration::from_secs(60), || {
+        Ok((tool.run(&["logs", "crash", "--previous"])? == "dying\n").then_some(()))
+    })?;
 
     let sh = |script: &str| tool.run(&["exec", "probed", "--", "sh", "-c", script]);
     eventually("a running container", Duration::from_secs(60), || {

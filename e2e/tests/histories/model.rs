@@ -1,0 +1,246 @@
+//! What the API promises, checked on a record.
+//!
+//! What all watchers together heard is taken as what happened: the *truth*, one change a revision. Every watcher must have
+//! heard all of it that lies in its range, every acknowledged write must be in it, and every read must be explained by it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Result, bail, ensure};
+
+use crate::clients::{Change, History, Outcome, Read, Seen, Segment, Span, Write};
+
+type Truth = BTreeMap<u64, Change>;
+
+pub fn check(history: &History, kept: &(u64, BTreeMap<String, Seen>)) -> Result<()> {
+    let done = |write: &&Write| matches!(write.outcome, Outcome::Done(_));
+    let acknowledged = history.writes.iter().filter(done).count();
+    // A run in which nothing happened would prove nothing.
+    ensure!(
+        acknowledged > 50,
+        "only {acknowledged} writes were acknowledged"
+    );
+    let truth = truth(&history.segments)?;
+    watchers(&history.segments, &truth)?;
+    writes(&history.writes, &history.segments, &truth)?;
+    for reads in &history.reads {
+        client(reads, &history.writes, &history.segments, &truth)?;
+    }
+    end(history, kept, &truth)
+}
+
+fn truth(segments: &[Segment]) -> Result<Truth> {
+    let mut truth = Truth::new();
+    for change in segments.iter().flat_map(|s| &s.changes) {
+        if let Some(other) = truth.insert(change.revision, change.clone()) {
+            ensure!(
+                other == *change,
+                "two watchers disagree: {other:?} and {change:?}"
+            );
+        }
+    }
+    Ok(truth)
+}
+
+/// In order, without repeats, without gaps.
+fn watchers(segments: &[Segment], truth: &Truth) -> Result<()> {
+    for segment in segments {
+        let own: Vec<u64> = segment.changes.iter().map(|c| c.revision).collect();
+        ensure!(
+            own.windows(2).all(|pair| pair[0] < pair[1]),
+            "a watcher heard a change twice or out of order: {own:?}"
+        );
+        if segment.from >= segment.to {
+            ensure!(
+                own.is_empty(),
+                "a watcher heard of what was before its start: {own:?}"
+            );
+            continue;
+        }
+        let all: Vec<u64> = truth
+            .range(segment.from + 1..=segment.to)
+            .map(|(r, _)| *r)
+            .collect();
+        if own != all {
+            let own: BTreeSet<_> = own.into_iter().collect();
+            let missing: Vec<_> = all.iter().filter(|r| !own.contains(r)).collect();
+            bail!(
+                "a watcher from {} to {} missed {missing:?}",
+                segment.from,
+                segment.to
+            );
+        }
+    }
+    Ok(())
+}
+
+fn covered(segments: &[Segment], revision: u64) -> bool {
+    segments
+        .iter()
+        .any(|s| s.from < revision && revision <= s.to)
+}
+
+fn writes(writes: &[Write], segments: &[Segment], truth: &Truth) -> Result<()> {
+    let mut by_value: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+    for (revision, change) in truth {
+        if let Some(value) = &change.value {
+            by_value.entry(value).or_default().push(*revision);
+        }
+    }
+    for write in writes {
+        let Some(value) = &write.value else { continue };
+        let happened = by_value.get(value.as_str()).cloned().unwrap_or_default();
+        ensure!(
+            happened.len() <= 1,
+            "{write:?} happened more than once: {happened:?}"
+        );
+        match write.outcome {
+            Outcome::Refused => ensure!(happened.is_empty(), "{write:?} was refused, and happened"),
+            Outcome::Done(revision) if covered(segments, revision) => {
+                ensure!(
+                    happened == [revision],
+                    "{write:?} was acknowledged, and is at {happened:?}"
+                );
+            }
+            Outcome::Done(_) | Outcome::Unknown => {}
+        }
+        if let (Some(base), Some(revision)) = (write.base, happened.first()) {
+            let between = truth
+                .range(base + 1..*revision)
+                .find(|(_, c)| c.key == write.key);
+            ensure!(
+                between.is_none(),
+                "{write:?} overwrote {between:?}, which it had not seen"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The last acknowledged revision, of one key or of all, before a moment.
+fn acknowledged_before(writes: &[Write], span: &Span, key: Option<&str>) -> u64 {
+    let done = writes.iter().filter_map(|w| match w.outcome {
+        Outcome::Done(revision) if w.span.end < span.start && key.is_none_or(|k| k == w.key) => {
+            Some(revision)
+        }
+        _ => None,
+    });
+    done.max().unwrap_or(0)
+}
+
+/// One client's reads: each at least as new as what was acknowledged before it, and never back in time.
+fn client(
+    reads: &[(Span, Read)],
+    writes: &[Write],
+    segments: &[Segment],
+    truth: &Truth,
+) -> Result<()> {
+    let mut newest = 0;
+    for (span, read) in reads {
+        match read {
+            Read::All { revision, seen } => {
+                let floor = acknowledged_before(writes, span, None);
+                ensure!(
+                    *revision >= floor,
+                    "a list at {revision} began after {floor} was acknowledged"
+                );
+                ensure!(
+                    *revision >= newest,
+                    "a list at {revision} came after one at {newest}"
+                );
+                newest = *revision;
+                list_is_true(*revision, seen, segments, truth)?;
+            }
+            Read::One {
+                key,
+                seen: Some((revision, value)),
+            } => {
+                let floor = acknowledged_before(writes, span, Some(key));
+                ensure!(
+                    *revision >= floor,
+                    "{key} was read at {revision} after {floor} was acknowledged"
+                );
+                if covered(segments, *revision) {
+                    let change = truth.get(revision);
+                    ensure!(
+                        change.is_some_and(|c| c.key == *key && c.value.as_deref() == Some(value)),
+                        "{key} was read as {value} at {revision}, where the truth is {change:?}"
+                    );
+                }
+            }
+            Read::One { key, seen: None } => {
+                let floor = acknowledged_before(writes, span, Some(key));
+                let gone = truth
+                    .range(floor..)
+                    .any(|(_, c)| c.key == *key && c.value.is_none());
+                ensure!(
+                    floor == 0 || gone || !covered(segments, floor),
+                    "{key} was not found after {floor} was acknowledged, and was never deleted"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The items are those that the changes since some watcher's start lead to, for the keys that changed since.
+fn list_is_true(
+    revision: u64,
+    seen: &BTreeMap<String, Seen>,
+    segments: &[Segment],
+    truth: &Truth,
+) -> Result<()> {
+    let Some(from) = segments
+        .iter()
+        .filter(|s| s.from < revision && revision <= s.to)
+        .map(|s| s.from)
+        .min()
+    else {
+        return Ok(());
+    };
+    let mut expected: BTreeMap<&str, Option<Seen>> = BTreeMap::new();
+    for (at, change) in truth.range(from + 1..=revision) {
+        let now = change.value.clone().map(|value| (*at, value));
+        expected.insert(&change.key, now);
+    }
+    for (key, now) in expected {
+        ensure!(
+            seen.get(key) == now.as_ref(),
+            "a list at {revision} shows {key} as {:?}, the truth is {now:?}",
+            seen.get(key)
+        );
+    }
+    Ok(())
+}
+
+/// What is there at the end: nothing acknowledged is missing, unless it was replaced or deleted later.
+fn end(
+    history: &History,
+    (revision, kept): &(u64, BTreeMap<String, Seen>),
+    truth: &Truth,
+) -> Result<()> {
+    for write in &history.writes {
+        let Outcome::Done(at) = write.outcome else {
+            continue;
+        };
+        ensure!(
+            *revision >= at,
+            "the store is at {revision}, and {write:?} was acknowledged"
+        );
+        let now = kept.get(&write.key).map(|(revision, _)| *revision);
+        let later = now.is_some_and(|now| now >= at);
+        let deleted = truth
+            .range(at..)
+            .any(|(_, c)| c.key == write.key && c.value.is_none());
+        let unknown = history.writes.iter().any(|w| {
+            w.key == write.key
+                && w.value.is_none()
+                && w.outcome == Outcome::Unknown
+                && w.span.end >= write.span.start
+        });
+        ensure!(
+            later || deleted || unknown,
+            "{write:?} was acknowledged and is gone: {now:?}"
+        );
+    }
+    Ok(())
+}
