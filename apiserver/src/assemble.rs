@@ -205,14 +205,30 @@ fn tokens(
     }))
 }
 
-/// Where the `kubernetes` Service leads to: as said, or the address that is served on.
+/// Where the `kubernetes` Service leads to: as said, or the address that is served on. Pods cannot reach a loopback
+/// address, so that one gives way to the address by which this machine reaches others, as in Kubernetes.
 fn advertised(config: &Config, addresses: &[SocketAddr]) -> SocketAddr {
     let served = addresses
         .last()
         .copied()
         .unwrap_or_else(|| SocketAddr::new(config.bind_address, config.secure_port));
-    let address: IpAddr = config.advertise_address.unwrap_or_else(|| served.ip());
+    let address: IpAddr = config.advertise_address.unwrap_or_else(|| {
+        let ip = served.ip();
+        match ip.is_loopback() || ip.is_unspecified() {
+            true => outward().unwrap_or(ip),
+            false => ip,
+        }
+    });
     SocketAddr::new(address, served.port())
+}
+
+/// The address of this machine on its default route. Connecting a datagram socket sends nothing.
+fn outward() -> Option<IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    // An address for documentation, which no network has.
+    socket.connect("192.0.2.1:9").ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    (!address.is_loopback() && !address.is_unspecified()).then_some(address)
 }
 
 fn post_start(config: &Config, advertised: SocketAddr) -> Vec<Hook> {

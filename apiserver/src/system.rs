@@ -51,6 +51,10 @@ pub async fn kubernetes_service(
                 .map(drop),
         )?;
     }
+    if advertised.ip().is_loopback() {
+        tracing::warn!(%advertised, "nobody else reaches a loopback address: the kubernetes Service has no endpoints");
+        return Ok(());
+    }
     let address = advertised.ip().to_string();
     let family = if advertised.is_ipv4() { "IPv4" } else { "IPv6" };
     let skip_mirror = json!({"endpointslice.kubernetes.io/skip-mirror": "true"});
