@@ -244,6 +244,11 @@ fn post_start(config: &Config, advertised: SocketAddr) -> Vec<Hook> {
         let range = range.clone();
         async move { crate::system::kubernetes_service(&server.registry, &range, advertised).await }
     }));
+    let range = config.service_cluster_ip_range.clone();
+    hooks.push(Hook::new("start-default-service-cidr", move |server| {
+        let range = range.clone();
+        async move { crate::system::default_service_cidr(&server.registry, &range).await }
+    }));
     hooks.push(Hook::new(
         "start-service-ip-repair-controllers",
         |server| async move { crate::services::repair::repair(&server.registry).await },

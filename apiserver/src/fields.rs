@@ -115,6 +115,33 @@ const EVENT: &[Field] = &[
     field("type", &["type"], ""),
 ];
 
+/// The names that the group `events.k8s.io` has for the fields of [`EVENT`], in their order; empty for what it lacks.
+const EVENT_NAMES: [&str; EVENT.len()] = [
+    "regarding.kind",
+    "regarding.namespace",
+    "regarding.name",
+    "regarding.uid",
+    "regarding.apiVersion",
+    "regarding.resourceVersion",
+    "regarding.fieldPath",
+    "reason",
+    "reportingController",
+    "",
+    "type",
+];
+
+/// The fields of a kept object under the names that selectors of a group use for them.
+#[must_use]
+pub fn named(group: &str, kept: &'static [Field]) -> std::borrow::Cow<'static, [Field]> {
+    if group != "events.k8s.io" || kept != EVENT {
+        return kept.into();
+    }
+    let renamed = kept.iter().zip(EVENT_NAMES);
+    renamed
+        .map(|(field, name)| Field { name, ..*field })
+        .collect()
+}
+
 /// The selectable fields of a resource besides `metadata.name` and `metadata.namespace`.
 #[must_use]
 pub fn of(group: &str, plural: &str) -> &'static [Field] {
@@ -303,6 +330,23 @@ mod tests {
         assert_eq!(by_name("spec.hostNetwork"), "true");
         assert_eq!(by_name("status.phase"), "Running");
         assert_eq!(by_name("status.podIP"), "");
+    }
+
+    #[test]
+    fn both_groups_of_events_name_the_same_fields() {
+        let names =
+            |group: &str| -> Vec<&str> { named(group, EVENT).iter().map(|f| f.name).collect() };
+        for (core, own) in names("").into_iter().zip(names("events.k8s.io")) {
+            let regarding = core.replace("involvedObject", "regarding");
+            let expected = match core {
+                "reportingComponent" => "reportingController",
+                // The older group's alone.
+                "source" => "",
+                _ => &regarding,
+            };
+            assert_eq!(own, expected);
+        }
+        assert_eq!(&*named("events.k8s.io", POD), POD);
     }
 
     #[test]

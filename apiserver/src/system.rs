@@ -85,6 +85,31 @@ pub async fn kubernetes_service(
     .await
 }
 
+/// The ServiceCIDR `kubernetes`: the range of addresses that the flags say, ready for use.
+pub async fn default_service_cidr(registry: &Registry, range: &str) -> Result<()> {
+    const KIND: (&str, &str) = ("networking.k8s.io", "servicecidrs");
+    let cidrs: Vec<&str> = range.split(',').collect();
+    let cidr = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs}});
+    let created = registry.create_as_server(KIND.0, KIND.1, cidr).await;
+    existing_is_fine(created.map(drop))?;
+    let now = apimachinery::time::format(jiff::Timestamp::now());
+    let ready = |object: &mut Value| {
+        let conditions = object["status"]["conditions"].as_array();
+        // What somebody else has said of it stands.
+        if conditions.is_none_or(|all| all.iter().all(|c| c["type"] != "Ready")) {
+            object["status"]["conditions"] = json!([{
+                "type": "Ready", "status": "True", "lastTransitionTime": now, "reason": "",
+                "message": "Kubernetes default Service CIDR is ready",
+            }]);
+        }
+        Ok(())
+    };
+    registry
+        .update_status_as_server(KIND.0, KIND.1, ("", "kubernetes"), ready)
+        .await
+        .map(drop)
+}
+
 /// Creates an object, or makes the given fields of the one that exists what they should be.
 async fn put(
     registry: &Registry,
