@@ -93,9 +93,39 @@ pub fn plan(
             );
         }
     }
+    let mut actions = reuse(service, actions);
     // New addresses are announced before old ones are withdrawn.
     actions.sort_by_key(|a| matches!(a, Action::Delete(_)));
     actions
+}
+
+/// Turns a creation and a deletion into one update, so that nobody sees both slices. A slice that an earlier Service of
+/// the same name has left is not for this one to take.
+fn reuse(service: &Service, actions: Vec<Action>) -> Vec<Action> {
+    let (mut spare, mut rest): (Vec<Action>, Vec<Action>) = actions
+        .into_iter()
+        .partition(|a| matches!(a, Action::Delete(slice) if owned(service, slice)));
+    for action in &mut rest {
+        let Action::Create(next) = action else {
+            continue;
+        };
+        let fitting =
+            |a: &Action| matches!(a, Action::Delete(s) if s.address_type == next.address_type);
+        if let Some(at) = spare.iter().position(fitting)
+            && let Action::Delete(slice) = spare.swap_remove(at)
+        {
+            *action = Action::Update(slice, next.clone());
+        }
+    }
+    rest.extend(spare);
+    rest
+}
+
+fn owned(service: &Service, slice: &EndpointSlice) -> bool {
+    let owners = slice.metadata.owner_references.iter().flatten();
+    owners
+        .into_iter()
+        .any(|o| Some(&o.uid) == service.metadata.uid.as_ref())
 }
 
 /// Spreads the endpoints that have the same ports over slices.
@@ -522,8 +552,20 @@ mod tests {
         let empty = created(&run(&service, &[], &[]));
         assert_eq!(empty.len(), 1, "an empty slice is made");
         assert_eq!(run(&service, &[], &empty), []);
+        // The empty slice becomes the one with the first endpoint, unless it is another Service's.
         let actions = run(&service, &[pod(1, true, false)], &empty);
-        assert_eq!(actions.len(), 2, "{actions:?}");
+        assert!(
+            matches!(&actions[..], [Action::Update(_, new)] if endpoints(new).len() == 1
+                && new.ports.as_ref().is_some_and(|p| p.len() == 1)),
+            "{actions:?}"
+        );
+        let mut earlier = (*empty[0]).clone();
+        earlier.metadata.owner_references.as_mut().unwrap()[0].uid = "earlier".into();
+        let actions = run(&service, &[pod(1, true, false)], &[Arc::new(earlier)]);
+        assert!(
+            matches!(&actions[..], [Action::Create(_), Action::Delete(_)]),
+            "{actions:?}"
+        );
         let full = created(&run(&service, &[pod(1, true, false)], &[]));
         let actions = run(&service, &[], &full);
         assert!(
