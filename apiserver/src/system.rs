@@ -52,7 +52,8 @@ pub async fn kubernetes_service(
         )?;
     }
     if advertised.ip().is_loopback() {
-        tracing::warn!(%advertised, "nobody else reaches a loopback address: the kubernetes Service has no endpoints");
+        // No endpoint may be there, and no pod would find it.
+        tracing::warn!(%advertised, "the kubernetes Service has no endpoints: advertise an address that pods can reach");
         return Ok(());
     }
     let address = advertised.ip().to_string();

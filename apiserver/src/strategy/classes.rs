@@ -4,13 +4,14 @@ use apimachinery::field::{Error, ErrorList, Path};
 use apimachinery::{names, object};
 use serde_json::{Value, json};
 
-use super::check::{Checks, entries, flag, given, integer, list, text};
+use super::check::{Checks, entries, flag, given, integer, list, list_mut, text};
 use super::{Context, Strategy, resources, scheduling};
 
 pub struct PriorityClass;
 pub struct RuntimeClass;
 pub struct Lease;
 pub struct PodDisruptionBudget;
+pub struct ServiceAccount;
 
 const HIGHEST: i64 = 1_000_000_000;
 
@@ -237,6 +238,25 @@ impl Strategy for PodDisruptionBudget {
     }
 }
 
+impl Strategy for ServiceAccount {
+    fn prepare_for_create(&self, _context: &Context<'_>, object: &mut Value) {
+        names_only(object);
+    }
+
+    fn prepare_for_update(&self, _context: &Context<'_>, object: &mut Value, _old: &Value) {
+        names_only(object);
+    }
+}
+
+/// Of the secrets that an account lists, only the names count.
+fn names_only(object: &mut Value) {
+    for secret in list_mut(object, "secrets") {
+        if let Some(secret) = secret.as_object_mut() {
+            secret.retain(|field, _| field == "name");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,6 +280,9 @@ mod tests {
         for (plural, object, want) in table {
             assert_eq!(refusals(plural, object, None), *want, "{plural} {object}");
         }
+        let mut account = json!({"secrets": [{"name": "a", "namespace": "b"}]});
+        names_only(&mut account);
+        assert_eq!(account, json!({"secrets": [{"name": "a"}]}));
         let (old, new) = (json!({"value": 1}), json!({"value": 2}));
         let found = refusals("priorityclasses", &new, Some(&old));
         assert_eq!(

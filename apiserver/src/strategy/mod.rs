@@ -225,6 +225,7 @@ fn core(plural: &str) -> &'static dyn Strategy {
         "replicationcontrollers" => &workload::Workload::ReplicationController,
         "resourcequotas" => &resources::ResourceQuota,
         "secrets" => &secret::Secret,
+        "serviceaccounts" => &classes::ServiceAccount,
         "services" => &service::Service,
         _ => &Generic,
     }
