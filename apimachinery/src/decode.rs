@@ -3,8 +3,11 @@
 
 use std::fmt;
 
+use serde::Deserialize;
 use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
+
+use crate::schema::{Schema, Shape};
 
 /// As many duplicates are reported, like Kubernetes does.
 const REPORTED: usize = 100;
@@ -18,21 +21,128 @@ pub fn decode_json(bytes: &[u8]) -> Result<(Value, Vec<String>), serde_json::Err
     Ok((value, state.duplicates))
 }
 
-/// Text of a strict decoding error, as Kubernetes words it, from duplicate and unknown fields.
-pub fn strict_error(duplicates: &[String], unknown: &[String]) -> Option<String> {
-    let all: Vec<String> = strict_warnings(duplicates, unknown);
-    (!all.is_empty()).then(|| format!("strict decoding error: {}", all.join(", ")))
+/// What strict validation says about a field that is given twice.
+pub fn duplicate_field(path: &str) -> String {
+    format!("duplicate field {}", crate::field::quote(path))
 }
 
-/// The same as single messages, for warnings.
-pub fn strict_warnings(duplicates: &[String], unknown: &[String]) -> Vec<String> {
-    let duplicates = duplicates
-        .iter()
-        .map(|f| format!("duplicate field {}", crate::field::quote(f)));
-    let unknown = unknown
-        .iter()
-        .map(|f| format!("unknown field {}", crate::field::quote(f)));
-    duplicates.chain(unknown).collect()
+/// What strict validation says about a field that no schema knows.
+pub fn unknown_field(path: &str) -> String {
+    format!("unknown field {}", crate::field::quote(path))
+}
+
+/// What strict validation minds in a JSON document, in the order in which it stands there, as Go's decoder of typed
+/// objects finds it: a field that is not known is not looked into, nor a duplicate.
+pub fn strict_messages(bytes: &[u8], schema: &Schema) -> Vec<String> {
+    let mut state = Strict {
+        path: Vec::new(),
+        messages: Vec::new(),
+    };
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let place = Some(schema.shape());
+    // It has been parsed before: what follows an error would not be seen there either.
+    let _ = StrictNode {
+        state: &mut state,
+        place,
+    }
+    .deserialize(&mut reader);
+    state.messages
+}
+
+struct Strict {
+    path: Vec<Step>,
+    messages: Vec<String>,
+}
+
+impl Strict {
+    fn tell(&mut self, message: String) {
+        if self.messages.len() < REPORTED && !self.messages.contains(&message) {
+            self.messages.push(message);
+        }
+    }
+}
+
+/// A place in a typed document that is only looked at.
+struct StrictNode<'a, 's> {
+    state: &'a mut Strict,
+    place: Option<Shape<'s>>,
+}
+
+impl<'de> DeserializeSeed<'de> for StrictNode<'_, '_> {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, reader: D) -> Result<(), D::Error> {
+        match self.place.filter(|shape| !shape.is_any()) {
+            Some(_) => reader.deserialize_any(self),
+            None => serde::de::IgnoredAny::deserialize(reader).map(drop),
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for StrictNode<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON value")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let place = self.place.and_then(Shape::items);
+        self.state.path.push(Step::Index(0));
+        let mut next = |state: &mut Strict| items.next_element_seed(StrictNode { state, place });
+        while next(self.state)?.is_some() {
+            if let Some(Step::Index(i)) = self.state.path.last_mut() {
+                *i += 1;
+            }
+        }
+        self.state.path.pop();
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        let mut seen = std::collections::HashSet::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            let below = self.place.and_then(|shape| shape.field(&key));
+            let known = below.is_some() || self.place.is_none_or(Shape::is_open);
+            let state = &mut *self.state;
+            if !known {
+                let path = joined(&state.path, &key);
+                state.tell(unknown_field(&path));
+            } else if !seen.insert(key.clone()) {
+                let path = joined(&state.path, &key);
+                state.tell(duplicate_field(&path));
+            }
+            state.path.push(Step::Key(key));
+            let place = below.filter(|_| known);
+            entries.next_value_seed(StrictNode { state, place })?;
+            self.state.path.pop();
+        }
+        Ok(())
+    }
 }
 
 #[derive(Default)]
@@ -48,22 +158,26 @@ enum Step {
 
 impl State {
     fn report(&mut self, key: &str) {
-        let mut path = String::new();
-        for step in &self.path {
-            match step {
-                Step::Key(k) if path.is_empty() => path.push_str(k),
-                Step::Key(k) => path = format!("{path}.{k}"),
-                Step::Index(i) => path = format!("{path}[{i}]"),
-            }
-        }
-        let path = if path.is_empty() {
-            key.to_owned()
-        } else {
-            format!("{path}.{key}")
-        };
+        let path = joined(&self.path, key);
         if self.duplicates.len() < REPORTED && !self.duplicates.contains(&path) {
             self.duplicates.push(path);
         }
+    }
+}
+
+fn joined(steps: &[Step], key: &str) -> String {
+    let mut path = String::new();
+    for step in steps {
+        match step {
+            Step::Key(k) if path.is_empty() => path.push_str(k),
+            Step::Key(k) => path = format!("{path}.{k}"),
+            Step::Index(i) => path = format!("{path}[{i}]"),
+        }
+    }
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
     }
 }
 
@@ -158,11 +272,24 @@ mod tests {
             value,
             serde_json::json!({"a": 2, "b": [{"c": 1}, {"c": 3}]})
         );
-        let text = strict_error(&duplicates[..1], &["x".into()]).unwrap();
-        assert_eq!(
-            text,
-            "strict decoding error: duplicate field \"a\", unknown field \"x\""
-        );
+    }
+
+    #[test]
+    fn strict_messages_come_in_order() {
+        let text = br#"{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a", "name": "b", "odd": 1,
+            "labels": {"x": "y", "x": "z"}}, "spec": {"new": {"x": 1, "x": 2}, "new": 1, "paused": true, "paused": false,
+            "template": {"spec": {"containers": [{"name": "a"}, {"image": "i", "imagee": "j", "image": "k"}]}}}}"#;
+        let schema = Schema::builtin("apps", "v1", "Deployment").unwrap();
+        let expect = [
+            "duplicate field \"metadata.name\"",
+            "unknown field \"metadata.odd\"",
+            "duplicate field \"metadata.labels.x\"",
+            "unknown field \"spec.new\"",
+            "duplicate field \"spec.paused\"",
+            "unknown field \"spec.template.spec.containers[1].imagee\"",
+            "duplicate field \"spec.template.spec.containers[1].image\"",
+        ];
+        assert_eq!(strict_messages(text, &schema), expect);
     }
 
     #[test]

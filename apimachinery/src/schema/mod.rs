@@ -170,6 +170,11 @@ impl Schema {
         }
     }
 
+    /// Whether this is a built-in kind, which is decoded by Go's rules.
+    pub fn is_native(&self) -> bool {
+        self.arena.native
+    }
+
     fn node(&self, id: NodeId) -> &Node {
         self.arena.node(id)
     }

@@ -37,25 +37,19 @@ impl<'a> Pruner<'a> {
         let schema = self.schema;
         match (schema.node(id), value) {
             (Node::Object(object), Value::Object(fields)) => {
-                if !object.open && fields.keys().any(|k| object.field(k).is_none()) {
-                    let unknown: Vec<String> = fields
-                        .keys()
-                        .filter(|k| object.field(k).is_none())
-                        .cloned()
-                        .collect();
-                    for key in unknown {
-                        fields.remove(&key);
-                        self.report(&key);
+                fields.retain(|key, value| {
+                    match object.field(key) {
+                        Some(field) if value.is_object() || value.is_array() => {
+                            self.descend(Step::Field(&field.name), field.node, value);
+                        }
+                        None if !object.open => {
+                            self.report(key);
+                            return false;
+                        }
+                        _ => {}
                     }
-                }
-                for (key, value) in fields
-                    .iter_mut()
-                    .filter(|(_, v)| v.is_object() || v.is_array())
-                {
-                    if let Some(field) = object.field(key) {
-                        self.descend(Step::Field(&field.name), field.node, value);
-                    }
-                }
+                    true
+                });
             }
             (Node::Map(map), Value::Object(entries)) if !schema.is_leaf(map.values) => {
                 for (key, value) in entries.iter_mut() {

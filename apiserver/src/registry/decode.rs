@@ -1,8 +1,9 @@
 //! From a request's body to a complete object: parsed, of the right kind, without unknown fields, defaulted.
 
-use apimachinery::decode::{decode_json, strict_error, strict_warnings};
+use apimachinery::decode::{decode_json, duplicate_field, strict_messages, unknown_field};
+use apimachinery::field::{Error, ErrorList, Path};
 use apimachinery::protobuf;
-use apimachinery::resource::{GroupVersion, Resource};
+use apimachinery::resource::{GroupKind, GroupVersion, Resource};
 use apimachinery::status::{Result, Status};
 use serde_json::{Map, Value};
 
@@ -24,11 +25,19 @@ pub enum Media {
     Protobuf,
 }
 
-/// A parsed body, and the fields that appeared twice in it.
+/// A parsed body.
 #[derive(Debug)]
 pub struct Parsed {
     pub value: Value,
+    /// What strict validation says about fields that appeared twice.
     pub duplicates: Vec<String>,
+}
+
+impl From<Value> for Parsed {
+    fn from(value: Value) -> Self {
+        let duplicates = Vec::new();
+        Self { value, duplicates }
+    }
 }
 
 /// Parses a body. The error is the parser's, in Go's words where they are well known.
@@ -43,13 +52,16 @@ fn parse_as(
     expected: (&str, &str),
 ) -> std::result::Result<Parsed, String> {
     let (value, duplicates) = match media {
-        Media::Json => decode_json(body).map_err(|error| go_words(&error, body))?,
+        Media::Json => {
+            let (value, duplicates) = decode_json(body).map_err(|error| go_words(&error, body))?;
+            let told = duplicates.iter().map(|path| duplicate_field(path));
+            (value, told.collect())
+        }
         Media::Yaml => {
             let text = std::str::from_utf8(body)
                 .map_err(|_| "yaml: invalid leading UTF-8 octet".to_owned())?;
-            let value = serde_saphyr::from_str(text)
-                .map_err(|error| format!("error converting YAML to JSON: yaml: {error}"))?;
-            (value, Vec::new())
+            super::yaml::decode(text)
+                .map_err(|error| format!("error converting YAML to JSON: yaml: {error}"))?
         }
         Media::Protobuf => {
             let value = protobuf::to_json(body, expected).map_err(|error| error.to_string())?;
@@ -112,43 +124,104 @@ pub fn decode(
         );
         return Err(unrecognized(resource, &why, body));
     }
-    finish(resource, parsed, validation, warnings)
+    let (value, mut told) = fit(resource, parsed).map_err(|why| why.refuse(resource))?;
+    if !told.is_empty() && media == Media::Json && resource.schema.is_native() {
+        // Typed objects are told about in the order of their text.
+        told = strict_messages(body, &resource.schema);
+    }
+    if told.is_empty() || validation == FieldValidation::Ignore {
+        return Ok(value);
+    }
+    if validation == FieldValidation::Warn {
+        warnings.append(&mut told);
+        return Ok(value);
+    }
+    if media == Media::Yaml {
+        join_lines(&mut told);
+    }
+    let error = format!("strict decoding error: {}", told.join(", "));
+    Err(Misfit::Type(error).refuse(resource))
 }
 
-/// Checks kind, types and fields of a parsed document, and fills in its defaults.
-pub fn finish(
+/// The lines of a YAML document that are minded are one error of its parser.
+fn join_lines(told: &mut Vec<String>) {
+    let lines = told
+        .iter()
+        .take_while(|text| text.starts_with("line "))
+        .count();
+    if lines > 0 {
+        let rest = told.split_off(lines);
+        let all = told.join("\n  ");
+        *told = vec![format!("yaml: unmarshal errors:\n  {all}")];
+        told.extend(rest);
+    }
+}
+
+/// Checks kind, types and fields of a document that the server has made itself.
+pub fn finish(resource: &Resource, value: Value) -> Result<Value> {
+    let fitted = fit(resource, value.into()).map_err(|why| why.refuse(resource))?;
+    Ok(fitted.0)
+}
+
+/// The same for the outcome of a patch. `patch` holds what strict validation says about the patch itself; `shown` is the
+/// value in an error.
+pub fn finish_patched(
     resource: &Resource,
-    parsed: Parsed,
+    patched: Parsed,
     validation: FieldValidation,
+    shown: impl FnOnce() -> String,
     warnings: &mut Vec<String>,
 ) -> Result<Value> {
-    let Parsed {
-        mut value,
-        duplicates,
-    } = parsed;
-    check_kind(resource, &mut value)?;
-    keep_reset(&mut value);
-    let unfit = |error: &str| {
-        Status::bad_request(format!(
-            "{} in version {:?} cannot be handled as a {}: {error}",
-            resource.kind, resource.version, resource.kind
-        ))
+    let invalid = |why: String| {
+        let error = Error::invalid(&Path::new("patch"), shown(), why);
+        Status::invalid(&GroupKind::new("", ""), "", ErrorList(vec![error]))
     };
-    resource
-        .schema
-        .conform(&mut value)
-        .map_err(|error| unfit(&error))?;
-    let unknown = resource.schema.prune(&mut value);
+    let (value, mut told) = match fit(resource, patched) {
+        Ok(fitted) => fitted,
+        Err(Misfit::Refused(status)) => return Err(status),
+        Err(Misfit::Type(why)) => return Err(invalid(why)),
+    };
     match validation {
-        FieldValidation::Strict => {
-            if let Some(error) = strict_error(&duplicates, &unknown) {
-                return Err(unfit(&error));
-            }
+        FieldValidation::Strict if !told.is_empty() => {
+            let all = told.join(", ");
+            return Err(invalid(format!("strict decoding error: {all}")));
         }
-        FieldValidation::Warn => warnings.extend(strict_warnings(&duplicates, &unknown)),
-        FieldValidation::Ignore => {}
+        FieldValidation::Warn => warnings.append(&mut told),
+        _ => {}
     }
     Ok(value)
+}
+
+/// Why a document is no object of its kind.
+enum Misfit {
+    Refused(Status),
+    Type(String),
+}
+
+impl Misfit {
+    fn refuse(self, resource: &Resource) -> Status {
+        match self {
+            Self::Refused(status) => status,
+            Self::Type(error) => Status::bad_request(format!(
+                "{} in version {:?} cannot be handled as a {}: {error}",
+                resource.kind, resource.version, resource.kind
+            )),
+        }
+    }
+}
+
+/// The document as an object of its kind, and what strict validation says about it.
+fn fit(resource: &Resource, parsed: Parsed) -> std::result::Result<(Value, Vec<String>), Misfit> {
+    let Parsed {
+        mut value,
+        duplicates: mut told,
+    } = parsed;
+    check_kind(resource, &mut value).map_err(Misfit::Refused)?;
+    keep_reset(&mut value);
+    resource.schema.conform(&mut value).map_err(Misfit::Type)?;
+    let unknown = resource.schema.prune(&mut value);
+    told.extend(unknown.iter().map(|path| unknown_field(path)));
+    Ok((value, told))
 }
 
 /// An empty list of managers resets them; typed documents drop empty lists, so it is said in the other way.
@@ -237,7 +310,10 @@ mod tests {
     #[test]
     fn duplicates_and_errors() {
         let parsed = parse(br#"{"a":{"b":1,"b":2},"c":[{"d":1,"d":1}]}"#, Media::Json).unwrap();
-        assert_eq!(parsed.duplicates, ["a.b", "c[0].d"]);
+        assert_eq!(
+            parsed.duplicates,
+            ["duplicate field \"a.b\"", "duplicate field \"c[0].d\""]
+        );
         assert_eq!(parsed.value["a"]["b"], 2);
         assert_eq!(
             parse(b"", Media::Json).unwrap_err(),

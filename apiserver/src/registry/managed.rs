@@ -114,13 +114,7 @@ impl Registry {
         };
         let versions = self.versions(target.served);
         let merged = managed::apply(&versions, live, document, &request).map_err(refused)?;
-        let mut ignored = Vec::new();
-        let parsed = decode::Parsed {
-            value: merged,
-            duplicates: Vec::new(),
-        };
-        let validation = decode::FieldValidation::Ignore;
-        let object = decode::finish(resource, parsed, validation, &mut ignored)?;
+        let object = decode::finish(resource, merged)?;
         Ok(decode::complete(target.served, object))
     }
 

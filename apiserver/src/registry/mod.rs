@@ -13,6 +13,7 @@ pub mod meta;
 pub mod read;
 pub mod table;
 pub mod update;
+pub mod yaml;
 
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};

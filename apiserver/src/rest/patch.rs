@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use apimachinery::decode::{duplicate_field, unknown_field};
 use apimachinery::field::{Error, Path};
 use apimachinery::patch::{json_patch, merge_patch, strategic_merge};
 use apimachinery::status::{Result, Status};
@@ -36,6 +37,8 @@ pub enum Kind {
 pub struct Patch {
     kind: Kind,
     document: Value,
+    /// What strict validation says about the patch itself.
+    told: Vec<String>,
 }
 
 impl Patch {
@@ -47,9 +50,12 @@ impl Patch {
             "application/strategic-merge-patch+json" => Kind::Strategic,
             _ => return Err(Status::unsupported_media_type(&ACCEPTED)),
         };
-        let document = decode::parse(body, Media::Json)
-            .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?
-            .value;
+        let parsed = decode::parse(body, Media::Json)
+            .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
+        let (document, mut told) = (parsed.value, parsed.duplicates);
+        if kind == Kind::Json {
+            told = operations_told(&document, &told);
+        }
         let fits = if kind == Kind::Json {
             document.is_array()
         } else {
@@ -65,7 +71,11 @@ impl Patch {
                 "error decoding patch: json: cannot unmarshal into Go value of type {wanted}"
             )));
         }
-        Ok(Self { kind, document })
+        Ok(Self {
+            kind,
+            document,
+            told,
+        })
     }
 
     /// The patched document.
@@ -88,6 +98,48 @@ impl Patch {
             Kind::Json => json_patch(&mut object, &self.document)?,
         }
         Ok(object)
+    }
+}
+
+/// What strict validation says about the operations of a JSON patch, in their order. Their values are any JSON.
+fn operations_told(document: &Value, duplicates: &[String]) -> Vec<String> {
+    let mut told = Vec::new();
+    for (i, operation) in document.as_array().into_iter().flatten().enumerate() {
+        for key in operation
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(key, _)| key)
+        {
+            let path = format!("[{i}].{key}");
+            let own = duplicate_field(&path);
+            if !matches!(key.as_str(), "op" | "path" | "from" | "value") {
+                told.push(format!("json patch {}", unknown_field(&path)));
+            } else if duplicates.contains(&own) {
+                told.push(format!("json patch {own}"));
+            }
+        }
+    }
+    told
+}
+
+/// A value as Go prints a map of anything.
+fn go_map(value: &Value) -> String {
+    match value {
+        Value::Object(fields) => {
+            let fields: Vec<String> = fields
+                .iter()
+                .map(|(key, value)| format!("{key}:{}", go_map(value)))
+                .collect();
+            format!("map[{}]", fields.join(" "))
+        }
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(go_map).collect();
+            format!("[{}]", items.join(" "))
+        }
+        Value::String(text) => text.clone(),
+        Value::Null => "<nil>".into(),
+        other => other.to_string(),
     }
 }
 
@@ -137,11 +189,14 @@ pub(super) fn patched(
     validation: FieldValidation,
     warnings: &mut Vec<String>,
 ) -> Result<Value> {
-    let value = patch.apply(served, old)?;
-    let parsed = Parsed {
-        value,
-        duplicates: Vec::new(),
+    let patched = Parsed {
+        value: patch.apply(served, old)?,
+        duplicates: patch.told.clone(),
     };
-    let object = decode::finish(&served.resource, parsed, validation, warnings)?;
+    let shown = || match patch.kind {
+        Kind::Strategic => go_map(&patch.document),
+        _ => patch.merge(old).unwrap_or_default().to_string(),
+    };
+    let object = decode::finish_patched(&served.resource, patched, validation, shown, warnings)?;
     Ok(decode::complete(served, object))
 }
