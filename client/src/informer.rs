@@ -14,7 +14,7 @@ use std::ops::Bound;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use kube::runtime::WatchStreamExt;
@@ -69,16 +69,27 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// 50 ms, doubling to 10 s, with jitter; starts afresh after a success.
+/// After so long without a failure, the next one is a first one again.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// 50 ms, doubling to 10 s, with jitter; starts afresh once nothing has failed for a while.
 #[derive(Default)]
-struct Retry(u32);
+struct Retry {
+    failures: u32,
+    last: Option<Instant>,
+}
 
 impl Iterator for Retry {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let base = (50u64 << self.0.min(8)).min(10_000);
-        self.0 += 1;
+        let now = Instant::now();
+        let before = self.last.replace(now);
+        if before.is_some_and(|last| now.duration_since(last) > QUIET) {
+            self.failures = 0;
+        }
+        let base = (50u64 << self.failures.min(8)).min(10_000);
+        self.failures += 1;
         Some(Duration::from_millis(
             base + rand::random_range(0..=base / 2),
         ))
@@ -86,9 +97,9 @@ impl Iterator for Retry {
 }
 
 impl Backoff for Retry {
-    fn reset(&mut self) {
-        self.0 = 0;
-    }
+    /// Does nothing: a watcher says so whenever it starts to list, also when no list succeeds. A server that refuses it
+    /// would be asked many times a second for ever.
+    fn reset(&mut self) {}
 }
 
 /// Gathers the options of an [`Informer`].
@@ -473,6 +484,20 @@ mod tests {
             .iter()
             .map(|o| format!("{}@{}", key_of(o.as_ref()), revision_of(o.as_ref())))
             .collect()
+    }
+
+    #[test]
+    fn failures_in_a_row_wait_longer_whatever_the_watcher_says_in_between() {
+        let mut retry = Retry::default();
+        assert!(retry.next().unwrap() < Duration::from_millis(100));
+        let mut wait = Duration::ZERO;
+        for _ in 0..10 {
+            retry.reset();
+            wait = retry.next().unwrap();
+        }
+        assert!(wait >= Duration::from_secs(10));
+        retry.last = Instant::now().checked_sub(2 * QUIET);
+        assert!(retry.next().unwrap() < Duration::from_millis(100));
     }
 
     fn informer() -> (Informer<ConfigMap>, Arc<Mutex<Vec<String>>>) {
