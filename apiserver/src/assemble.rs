@@ -11,8 +11,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{self, Plugin};
+use crate::aggregation::{self, Aggregator};
+use crate::audit::Auditor;
+use crate::authn::configuration;
 use crate::authn::keys::{PublicKey, SigningKey};
-use crate::authn::service_account::Tokens;
+use crate::authn::request_header::FrontProxy;
+use crate::authn::service_account::ServiceAccounts;
 use crate::authn::token_api::Issuer;
 use crate::authn::{Anonymous, Authenticator};
 use crate::authz::{Authorizer, Union, escalation::Escalation, rbac::Rbac};
@@ -54,7 +58,7 @@ pub async fn start(config: &Config) -> Result<Running> {
     let tls = tls::server(
         &config.tls_cert_file,
         &config.tls_private_key_file,
-        config.client_ca_file.as_deref(),
+        &client_authorities(config),
     )?;
     let table = Table::new(
         builtin()
@@ -64,13 +68,19 @@ pub async fn start(config: &Config) -> Result<Running> {
     );
     let registry = Registry::new(store.clone(), table, config.event_ttl);
     let rbac = Arc::new(Rbac::new(&registry)?);
-    let issuer = signing(config)?;
-    let tokens = tokens(config, issuer.as_ref(), &registry)?;
-    let authorizer: Arc<dyn Authorizer> = Arc::new(Union::from_modes(
-        &config.authorization_mode,
-        &registry,
-        &rbac,
-    )?);
+    let advertised = advertised(config, &addresses);
+    let keys = public_keys(config)?;
+    let issuer = signing(config, &keys, advertised)?;
+    let accounts = service_accounts(config, keys, &registry);
+    let structured = configuration::structured(config)?;
+    let anonymous = match (&structured.anonymous, config.anonymous_auth) {
+        (Some(anonymous), _) => anonymous.clone(),
+        (None, true) => Anonymous::Everywhere,
+        (None, false) => Anonymous::Nowhere,
+    };
+    let tokens =
+        configuration::tokens(config, structured, accounts, &audiences(config), &registry)?;
+    let authorizer: Arc<dyn Authorizer> = Arc::new(Union::new(config, &registry, &rbac)?);
     let guards: Vec<Box<dyn Plugin>> = vec![Box::new(Escalation {
         rbac: rbac.clone(),
         authorizer: authorizer.clone(),
@@ -80,19 +90,16 @@ pub async fn start(config: &Config) -> Result<Running> {
         &config.disable_admission_plugins,
     );
     let chain = admission::chain(enabled, disabled, guards)?;
-    let advertised = advertised(config, &addresses);
     let hooks = post_start(config, advertised);
     registry.assemble(chain, crate::services::reservers(config)?);
     let shutdown = CancellationToken::new();
-    let anonymous = if config.anonymous_auth {
-        Anonymous::Everywhere
-    } else {
-        Anonymous::Nowhere
-    };
     let server = Arc::new(Server {
         authorizer,
-        authenticator: Authenticator::new(tokens, anonymous),
+        authenticator: Authenticator::new(tokens, anonymous)
+            .with_front_proxy(FrontProxy::new(config)?),
+        aggregator: Aggregator::new(config)?,
         issuer,
+        auditor: Auditor::new(config)?,
         health: Health::new(store, hooks.iter().map(|hook| hook.name), shutdown.clone()),
         metrics: Metrics::default(),
         discovery: discovery::Documents {
@@ -111,6 +118,15 @@ pub async fn start(config: &Config) -> Result<Running> {
         server,
         serving,
     })
+}
+
+/// All authorities whose client certificates TLS lets in; what each is good for is decided later.
+fn client_authorities(config: &Config) -> Vec<&std::path::Path> {
+    [&config.client_ca_file, &config.requestheader_client_ca_file]
+        .into_iter()
+        .flatten()
+        .map(std::path::PathBuf::as_path)
+        .collect()
 }
 
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>> {
@@ -161,48 +177,72 @@ async fn listeners(config: &Config) -> Result<Vec<TcpListener>> {
     Ok(listeners)
 }
 
-fn signing(config: &Config) -> Result<Option<Issuer>> {
+fn signing(config: &Config, keys: &[PublicKey], advertised: SocketAddr) -> Result<Option<Issuer>> {
+    let Some(key) = signing_key(config)? else {
+        return Ok(None);
+    };
+    let jwks_uri = config.service_account_jwks_uri.clone();
+    Ok(Some(Issuer {
+        key,
+        issuer: issuers(config)[0].clone(),
+        api_audiences: audiences(config),
+        keys: keys.to_vec(),
+        jwks_uri: jwks_uri.unwrap_or_else(|| format!("https://{advertised}/openid/v1/jwks")),
+    }))
+}
+
+fn signing_key(config: &Config) -> Result<Option<SigningKey>> {
     let Some(path) = &config.service_account_signing_key_file else {
         return Ok(None);
     };
     let pem = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-    let key =
-        SigningKey::read(&pem).with_context(|| format!("reading the key in {}", path.display()))?;
-    Ok(Some(Issuer {
-        key,
-        issuer: config.service_account_issuer.clone(),
-        api_audiences: audiences(config),
-    }))
+    let key = SigningKey::read(&pem);
+    key.map(Some)
+        .with_context(|| format!("reading the key in {}", path.display()))
 }
 
-fn audiences(config: &Config) -> Vec<String> {
-    match config.api_audiences.is_empty() {
-        true => vec![config.service_account_issuer.clone()],
-        false => config.api_audiences.clone(),
-    }
-}
-
-fn tokens(
-    config: &Config,
-    issuer: Option<&Issuer>,
-    registry: &Arc<Registry>,
-) -> Result<Option<Tokens>> {
-    let mut keys: Vec<PublicKey> = issuer
-        .map(|issuer| issuer.key.public.clone())
+/// The keys that service account tokens are checked with: the one that signs, and those of the flag.
+fn public_keys(config: &Config) -> Result<Vec<PublicKey>> {
+    let mut keys: Vec<PublicKey> = signing_key(config)?
+        .map(|key| key.public)
         .into_iter()
         .collect();
     for path in &config.service_account_key_file {
         let pem = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-        keys.extend(
-            PublicKey::read(&pem).with_context(|| format!("reading keys in {}", path.display()))?,
-        );
+        let read =
+            PublicKey::read(&pem).with_context(|| format!("reading keys in {}", path.display()))?;
+        for key in read {
+            if !keys.iter().any(|known| known.id == key.id) {
+                keys.push(key);
+            }
+        }
     }
-    Ok((!keys.is_empty()).then(|| Tokens {
+    Ok(keys)
+}
+
+/// The issuers of service account tokens; the first one is ours. The flag has a default, so there is one.
+fn issuers(config: &Config) -> &[String] {
+    &config.service_account_issuer
+}
+
+fn audiences(config: &Config) -> Vec<String> {
+    match config.api_audiences.is_empty() {
+        true => issuers(config).to_vec(),
+        false => config.api_audiences.clone(),
+    }
+}
+
+fn service_accounts(
+    config: &Config,
+    keys: Vec<PublicKey>,
+    registry: &Arc<Registry>,
+) -> Option<ServiceAccounts> {
+    (!keys.is_empty()).then(|| ServiceAccounts {
         keys,
-        issuers: vec![config.service_account_issuer.clone()],
+        issuers: issuers(config).to_vec(),
         api_audiences: audiences(config),
         registry: Arc::downgrade(registry),
-    }))
+    })
 }
 
 /// Where the `kubernetes` Service leads to: as said, or the address that is served on. Pods cannot reach a loopback
@@ -232,12 +272,10 @@ fn outward() -> Option<IpAddr> {
 }
 
 fn post_start(config: &Config, advertised: SocketAddr) -> Vec<Hook> {
-    let client_ca = config.client_ca_file.clone();
+    let authentication = config.clone();
     let mut hooks = vec![Hook::new("rbac/bootstrap-roles", move |server| {
-        let ca = client_ca
-            .as_ref()
-            .and_then(|path| std::fs::read_to_string(path).ok());
-        async move { crate::bootstrap::run(&server.registry, ca.as_deref()).await }
+        let published = crate::bootstrap::authentication(&authentication);
+        async move { crate::bootstrap::run(&server.registry, published).await }
     })];
     let range = config.service_cluster_ip_range.clone();
     hooks.push(Hook::new("bootstrap-controller", move |server| {
@@ -252,6 +290,10 @@ fn post_start(config: &Config, advertised: SocketAddr) -> Vec<Hook> {
     hooks.push(Hook::new(
         "start-service-ip-repair-controllers",
         |server| async move { crate::services::repair::repair(&server.registry).await },
+    ));
+    hooks.push(Hook::new(
+        "kube-apiserver-autoregistration",
+        aggregation::start,
     ));
     hooks
 }

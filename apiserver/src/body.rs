@@ -99,7 +99,11 @@ pub type Reply = Response<Body>;
 /// Reads a whole request body, within the limit.
 pub async fn read(body: Incoming) -> Result<Bytes> {
     match Limited::new(body, MAX_BODY).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
+        Ok(collected) => {
+            let bytes = collected.to_bytes();
+            crate::audit::note_body(&bytes);
+            Ok(bytes)
+        }
         Err(error) if error.is::<LengthLimitError>() => {
             Err(Status::too_large(format!("limit is {MAX_BODY}")))
         }

@@ -10,6 +10,7 @@ use http::header::{ACCEPT, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::aggregation::merge;
 use crate::body::{Body, Reply};
 use crate::negotiate::Accept;
 use crate::registry::Registry;
@@ -36,17 +37,29 @@ impl Documents {
             path.split('/').collect()
         };
         let all: Vec<&Resource> = table.all().map(|served| &*served.resource).collect();
+        let routes = exchange.server.aggregator.routes();
         let value = match *parts.as_slice() {
-            [] => json!({"paths": paths(&all)}),
+            [] => {
+                let mut paths = paths(&all);
+                for (route, _) in routes.remotes() {
+                    paths.insert(format!("/apis/{}", route.group));
+                    paths.insert(format!("/apis/{}/{}", route.group, route.version));
+                }
+                json!({"paths": paths})
+            }
             [prefix @ ("api" | "apis")] if is_aggregated(exchange) => {
-                return Some(Ok(conditional(
-                    exchange,
-                    &aggregated(&all, prefix == "api"),
-                )));
+                let mut document = aggregated(&all, prefix == "api");
+                if prefix == "apis" && routes.has_remotes() {
+                    document = merge::aggregated(document, &routes);
+                }
+                return Some(Ok(conditional(exchange, &document)));
             }
             ["api"] => core_versions(&self.address),
+            ["apis"] if routes.has_remotes() => merge::group_list(&group_list(&all), &routes),
             ["apis"] => group_list(&all),
-            ["apis", name] => group(&all, name)?,
+            ["apis", name] => {
+                merge::group(&group_list(&all), name, &routes).or_else(|| group(&all, name))?
+            }
             ["api", version] => resource_list(&all, "", version)?,
             ["apis", name, version] => resource_list(&all, name, version)?,
             _ => return None,

@@ -11,22 +11,20 @@ use std::time::Duration;
 use anyhow::Context;
 use apimachinery::object;
 use apimachinery::status::{Result, Status};
-use bytes::Bytes;
-use http::header::{CONNECTION, HOST, HeaderValue, UPGRADE};
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
-use http_body_util::combinators::BoxBody;
+use http::header::{HOST, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::body::{Body, Error, Reply};
+use crate::body::Reply;
 use crate::config::Config;
+use crate::proxy::{Outgoing, Passage, Stream};
 use crate::registry::Registry;
 use crate::server::tls;
 
@@ -34,8 +32,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the other end of an ordinary request may take to begin its answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const KUBELET_PORT: u16 = 10250;
-
-pub type Outgoing = BoxBody<Bytes, Error>;
 
 /// How kubelets are reached.
 pub struct Kubelets {
@@ -158,48 +154,33 @@ impl Kubelets {
         &self,
         endpoint: &Endpoint,
         target: &str,
-        mut request: Request<Incoming>,
+        request: Request<Incoming>,
+        peer: Option<SocketAddr>,
     ) -> Result<Reply> {
-        let upgrade = is_upgrade(request.headers());
         let uri: Uri = target
             .parse()
             .map_err(|error| Status::bad_request(format!("{target}: {error}")))?;
-        let client = upgrade.then(|| hyper::upgrade::on(&mut request));
-        let (parts, body) = request.into_parts();
-        let mut outgoing = Request::new(body.map_err(Into::into).boxed());
-        *outgoing.method_mut() = parts.method;
-        *outgoing.uri_mut() = uri;
-        *outgoing.headers_mut() = forwarded_headers(&parts.headers, upgrade);
+        let host = endpoint.address.to_string();
+        let (outgoing, back) = Passage::new(request, uri, &host, peer).depart();
+        Ok(back.arrive(self.send(endpoint, outgoing).await?))
+    }
+
+    /// The answer to a GET, whatever its code.
+    pub async fn get(&self, endpoint: &Endpoint, target: &str) -> Result<Response<Incoming>> {
+        let mut request = Request::new(Empty::new().map_err(|never| match never {}).boxed());
+        *request.method_mut() = Method::GET;
+        *request.uri_mut() = target
+            .parse()
+            .map_err(|error| Status::bad_request(format!("{target}: {error}")))?;
         if let Ok(host) = HeaderValue::from_str(&endpoint.address.to_string()) {
-            outgoing.headers_mut().insert(HOST, host);
+            request.headers_mut().insert(HOST, host);
         }
-        let mut answer = self.send(endpoint, outgoing).await?;
-        if answer.status() == StatusCode::SWITCHING_PROTOCOLS
-            && let Some(client) = client
-        {
-            let backend = hyper::upgrade::on(&mut answer);
-            tokio::spawn(tunnel(client, backend));
-            let mut response = Response::new(Body::empty());
-            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-            *response.headers_mut() = answer.headers().clone();
-            return Ok(response);
-        }
-        let (mut parts, body) = answer.into_parts();
-        for name in HOP_BY_HOP {
-            parts.headers.remove(name);
-        }
-        Ok(Response::from_parts(parts, Body::Proxied(body)))
+        self.send(endpoint, request).await
     }
 
     /// A JSON document from a kubelet.
     pub async fn get_json(&self, endpoint: &Endpoint, path: &'static str) -> Result<Value> {
-        let mut request = Request::new(Empty::new().map_err(|never| match never {}).boxed());
-        *request.method_mut() = Method::GET;
-        *request.uri_mut() = Uri::from_static(path);
-        if let Ok(host) = HeaderValue::from_str(&endpoint.address.to_string()) {
-            request.headers_mut().insert(HOST, host);
-        }
-        let response = self.send(endpoint, request).await?;
+        let response = self.get(endpoint, path).await?;
         if response.status() != StatusCode::OK {
             return Err(Status::service_unavailable(format!(
                 "{path}: {}",
@@ -214,66 +195,6 @@ impl Kubelets {
             .to_bytes();
         serde_json::from_slice(&bytes)
             .map_err(|error| Status::service_unavailable(format!("{path}: {error}")))
-    }
-}
-
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-const HOP_BY_HOP: [&str; 6] = [
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-];
-
-/// Whether the client asks for another protocol on its connection.
-#[must_use]
-pub fn is_upgrade(headers: &HeaderMap) -> bool {
-    let connection = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    connection
-        .flat_map(|value| value.split(','))
-        .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
-        && headers.contains_key(UPGRADE)
-}
-
-/// The client's headers without those that are between it and us: its credentials first of all.
-fn forwarded_headers(headers: &HeaderMap, upgrade: bool) -> HeaderMap {
-    let mut forwarded = headers.clone();
-    forwarded.remove(http::header::AUTHORIZATION);
-    let impersonation: Vec<_> = forwarded
-        .keys()
-        .filter(|name| name.as_str().starts_with("impersonate-"))
-        .cloned()
-        .collect();
-    for name in impersonation {
-        forwarded.remove(name);
-    }
-    for name in HOP_BY_HOP {
-        forwarded.remove(name);
-    }
-    if upgrade {
-        forwarded.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    } else {
-        forwarded.remove(UPGRADE);
-    }
-    forwarded
-}
-
-async fn tunnel(client: hyper::upgrade::OnUpgrade, backend: hyper::upgrade::OnUpgrade) {
-    match tokio::try_join!(client, backend) {
-        Ok((client, backend)) => {
-            let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
-            if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut backend).await {
-                tracing::debug!(%error, "tunnel ended");
-            }
-        }
-        Err(error) => tracing::debug!(%error, "upgrade failed"),
     }
 }
 
@@ -312,21 +233,5 @@ mod tests {
             Some("10.0.0.5:1234".parse().unwrap())
         );
         assert_eq!(kubelet_address(&json!({"status": {}})), None);
-    }
-
-    #[test]
-    fn credentials_stay_here() {
-        let mut headers = HeaderMap::new();
-        headers.insert("authorization", HeaderValue::from_static("Bearer x"));
-        headers.insert("impersonate-user", HeaderValue::from_static("x"));
-        headers.insert(
-            "connection",
-            HeaderValue::from_static("keep-alive, Upgrade"),
-        );
-        headers.insert("upgrade", HeaderValue::from_static("SPDY/3.1"));
-        assert!(is_upgrade(&headers));
-        let forwarded = forwarded_headers(&headers, true);
-        assert_eq!(forwarded.len(), 2);
-        assert_eq!(forwarded["connection"], "Upgrade");
     }
 }

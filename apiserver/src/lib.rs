@@ -10,7 +10,9 @@
 //! their addresses, [`system`] makes the `kubernetes` Service, [`assemble`] puts it all together.
 
 pub mod admission;
+pub mod aggregation;
 pub mod assemble;
+pub mod audit;
 pub mod authn;
 pub mod authz;
 pub mod body;
@@ -25,6 +27,8 @@ pub mod kubelet;
 pub mod negotiate;
 pub mod node_metrics;
 pub mod openapi;
+pub mod outbound;
+pub mod proxy;
 pub mod query;
 pub mod registry;
 pub mod request;

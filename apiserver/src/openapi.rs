@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::aggregation::merge;
 use crate::body::{Body, Reply};
 use crate::registry::Registry;
 use crate::registry::table::Table;
@@ -47,12 +48,29 @@ impl Documents {
             .trim_matches('/')
             .strip_prefix("openapi/")?;
         let table = registry.table();
+        let aggregator = &exchange.server.aggregator;
         match path.split('/').collect::<Vec<_>>().as_slice() {
             ["v2"] => {
-                Some(self.document(exchange, "v2", || openapi::v2(&resources(&table), &none)))
+                let routes = aggregator.routes();
+                // Merged documents change with what other servers tell; the last one is enough.
+                let key = match routes.has_remotes() {
+                    true => format!("v2:{}", aggregator.generation()),
+                    false => "v2".to_owned(),
+                };
+                if !self.kept.lock().contains_key(&key) {
+                    self.kept.lock().retain(|kept, _| !kept.starts_with("v2:"));
+                }
+                Some(self.document(exchange, &key, || {
+                    let local = openapi::v2(&resources(&table), &none);
+                    match routes.has_remotes() {
+                        true => merge::openapi_v2(&local, &routes),
+                        false => local,
+                    }
+                }))
             }
             ["v3"] => {
                 let index = openapi::v3_index(&resources(&table), 0);
+                let index = merge::openapi_v3_index(index, &aggregator.routes());
                 let accept = crate::negotiate::Accept::default();
                 Some(Ok(compress(
                     document(StatusCode::OK, &index, accept),

@@ -1,29 +1,38 @@
 //! Who is asking: from a client certificate, a bearer token or nothing to a [`UserInfo`].
 //!
-//! [`x509`] reads certificates that TLS has verified, [`service_account`] checks tokens against the live objects that
-//! they are bound to, [`impersonation`] lets those who may act as somebody else. [`keys`] holds the signing keys,
-//! [`token_api`] issues and reviews tokens.
+//! [`request_header`] believes front proxies, [`x509`] reads certificates that TLS has verified. [`tokens`] asks everyone who
+//! knows bearer tokens: [`service_account`] checks them against the live objects that they are bound to,
+//! [`bootstrap_token`] and [`token_file`] look them up, [`oidc`] checks an issuer's signature, [`webhook`] asks a service;
+//! [`configuration`] says which. [`impersonation`] lets those who may act as somebody else. [`keys`] holds the signing
+//! keys, [`token_api`] issues and reviews tokens.
 
+pub mod bootstrap_token;
+pub mod configuration;
 pub mod impersonation;
 pub mod keys;
+pub mod oidc;
+pub mod request_header;
 pub mod service_account;
 pub mod token_api;
+pub mod token_file;
+pub mod tokens;
+pub mod webhook;
 pub mod x509;
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasher, RandomState};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 use apimachinery::status::{Result, Status};
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
-use parking_lot::Mutex;
 
-use service_account::Tokens;
-use x509::CertificateUser;
+use request_header::{FrontProxy, Roles};
+use tokens::Tokens;
+
+use crate::rest::Connection;
 
 /// An authenticated identity, as admission, authorization and audit see it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -64,6 +73,15 @@ impl UserInfo {
         Self::new(APISERVER, &[MASTERS])
     }
 
+    /// The same, in the group of all who have said who they are.
+    #[must_use]
+    pub fn authenticated(mut self) -> Self {
+        if self.name != ANONYMOUS && !self.in_group(AUTHENTICATED) {
+            self.groups.push(AUTHENTICATED.to_owned());
+        }
+        self
+    }
+
     #[must_use]
     pub fn in_group(&self, group: &str) -> bool {
         self.groups.iter().any(|g| g == group)
@@ -84,63 +102,95 @@ impl UserInfo {
 }
 
 /// Who may ask without saying who they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Anonymous {
     Nowhere,
-    /// Only `/livez`, `/readyz` and `/healthz`, which load balancers and probes read.
-    Health,
+    /// Only these paths: those of the health checks, which load balancers and probes read.
+    Paths(Vec<String>),
     Everywhere,
 }
 
 impl Anonymous {
-    fn allows(self, path: &str) -> bool {
+    fn allows(&self, path: &str) -> bool {
         match self {
             Self::Nowhere => false,
             Self::Everywhere => true,
-            Self::Health => ["/livez", "/readyz", "/healthz"].iter().any(|health| {
-                path.strip_prefix(health)
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            }),
+            Self::Paths(paths) => paths.iter().any(|allowed| allowed == path),
         }
     }
 }
 
-/// Verified tokens are believed for so long, refused ones refused: as Kubernetes' token cache.
-const TTL: Duration = Duration::from_secs(10);
-const MAX_CACHED: usize = 4096;
+/// Whether two secrets are the same, in a time that does not tell how much of them is.
+fn same(a: &str, b: &str) -> bool {
+    let differences = a
+        .bytes()
+        .zip(b.bytes())
+        .fold(0, |all, (x, y)| all | (x ^ y));
+    a.len() == b.len() && differences == 0
+}
 
-/// Who a token is from, or what is wrong with it.
-type Verdict = std::result::Result<Arc<UserInfo>, String>;
+/// A value of a Secret's `data`, if it is text.
+fn decoded(data: &serde_json::Value, key: &str) -> Option<String> {
+    String::from_utf8(STANDARD.decode(data[key].as_str()?).ok()?).ok()
+}
 
 /// Finds out who a request is from.
 pub struct Authenticator {
-    tokens: Option<Tokens>,
+    front_proxy: Option<FrontProxy>,
+    tokens: Tokens,
     anonymous: Anonymous,
     anonymous_user: Arc<UserInfo>,
-    cache: Mutex<HashMap<u128, (Instant, Verdict)>>,
-    hashers: [RandomState; 2],
 }
 
 impl Authenticator {
     #[must_use]
-    pub fn new(tokens: Option<Tokens>, anonymous: Anonymous) -> Self {
+    pub fn new(tokens: Tokens, anonymous: Anonymous) -> Self {
         Self {
+            front_proxy: None,
             tokens,
             anonymous,
             anonymous_user: Arc::new(UserInfo::anonymous()),
-            cache: Mutex::default(),
-            hashers: [RandomState::new(), RandomState::new()],
         }
     }
 
-    /// The user of a request: its certificate, its bearer token or nobody. 401 where that is not enough.
+    /// Also takes the word of front proxies.
+    #[must_use]
+    pub fn with_front_proxy(self, front_proxy: Option<FrontProxy>) -> Self {
+        Self {
+            front_proxy,
+            ..self
+        }
+    }
+
+    /// What a certificate that TLS has accepted is good for.
+    #[must_use]
+    pub fn roles(&self, chain: &[rustls::pki_types::CertificateDer<'_>]) -> Roles {
+        let only_clients = Roles {
+            client: true,
+            front_proxy: false,
+        };
+        self.front_proxy
+            .as_ref()
+            .map_or(only_clients, |proxy| proxy.roles(chain))
+    }
+
+    /// The user of a request: who a front proxy says, its certificate, its bearer token or nobody. 401 where that is
+    /// not enough.
     pub async fn authenticate(
         &self,
         headers: &HeaderMap,
-        certificate: Option<&CertificateUser>,
+        connection: &Connection,
         path: &str,
     ) -> Result<Arc<UserInfo>> {
-        if let Some(certificate) = certificate {
+        if connection.front_proxy
+            && let Some(user) = self
+                .front_proxy
+                .as_ref()
+                .and_then(|proxy| proxy.user(headers))
+        {
+            return Ok(Arc::new(user.authenticated()));
+        }
+        if let Some(certificate) = &connection.certificate {
             if certificate.is_valid_at(SystemTime::now()) {
                 return Ok(certificate.user.clone());
             }
@@ -151,38 +201,15 @@ impl Authenticator {
             return Err(Status::unauthorized("Unauthorized"));
         }
         if let Some(token) = bearer(headers) {
-            return self.token(&token).await.map_err(|why| {
+            return self.tokens.user(&token).await.map_err(|why| {
                 tracing::info!(%why, "bearer token refused");
                 Status::unauthorized("Unauthorized")
             });
         }
-        if self.anonymous.allows(path) {
+        if self.anonymous.allows(path) && !connection.stranger {
             return Ok(self.anonymous_user.clone());
         }
         Err(Status::unauthorized("Unauthorized"))
-    }
-
-    /// The user of a token for the API server itself, remembered for a moment.
-    async fn token(&self, token: &str) -> std::result::Result<Arc<UserInfo>, String> {
-        let tokens = self.tokens.as_ref().ok_or("no token authenticator")?;
-        let [high, low] = [0, 1].map(|i: usize| u128::from(self.hashers[i].hash_one(token)));
-        let key = (high << 64) | low;
-        let now = Instant::now();
-        if let Some((until, known)) = self.cache.lock().get(&key)
-            && *until > now
-        {
-            return known.clone();
-        }
-        let answer = tokens
-            .authenticate(token, &[])
-            .await
-            .map(|(user, _)| Arc::new(user));
-        let mut cache = self.cache.lock();
-        if cache.len() >= MAX_CACHED {
-            cache.clear();
-        }
-        cache.insert(key, (now + TTL, answer.clone()));
-        answer
     }
 
     /// The user and audiences of a token under review.
@@ -191,8 +218,7 @@ impl Authenticator {
         token: &str,
         audiences: &[String],
     ) -> std::result::Result<(UserInfo, Vec<String>), String> {
-        let tokens = self.tokens.as_ref().ok_or("no token authenticator")?;
-        tokens.authenticate(token, audiences).await
+        self.tokens.verify(token, audiences).await
     }
 }
 
@@ -246,21 +272,17 @@ mod tests {
 
     #[tokio::test]
     async fn without_credentials_only_health_is_open() {
-        let authenticator = Authenticator::new(None, Anonymous::Health);
-        for (path, want) in [
-            ("/livez", true),
-            ("/readyz/etcd", true),
-            ("/healthzz", false),
-            ("/api", false),
-        ] {
+        let health = Anonymous::Paths(vec!["/livez".into()]);
+        let authenticator = Authenticator::new(Tokens::default(), health);
+        for (path, want) in [("/livez", true), ("/livezz", false), ("/api", false)] {
             let user = authenticator
-                .authenticate(&HeaderMap::new(), None, path)
+                .authenticate(&HeaderMap::new(), &Connection::default(), path)
                 .await;
             assert_eq!(user.is_ok(), want, "{path}");
         }
         let bad = headers(&[("authorization", "Bearer forged".into())]);
         let refused = authenticator
-            .authenticate(&bad, None, "/livez")
+            .authenticate(&bad, &Connection::default(), "/livez")
             .await
             .unwrap_err();
         assert_eq!(

@@ -5,11 +5,14 @@
 
 use std::sync::Weak;
 
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::keys::{PublicKey, verify};
+use super::oidc::unverified;
+use super::tokens::{Verified, Verifier};
 use super::{AUTHENTICATED, UserInfo};
 use crate::registry::Registry;
 
@@ -100,7 +103,7 @@ pub fn split_username(user: &str) -> Option<(&str, &str)> {
 }
 
 /// Checks service-account tokens.
-pub struct Tokens {
+pub struct ServiceAccounts {
     pub keys: Vec<PublicKey>,
     pub issuers: Vec<String>,
     /// What the API server itself answers to.
@@ -108,7 +111,7 @@ pub struct Tokens {
     pub registry: Weak<Registry>,
 }
 
-impl Tokens {
+impl ServiceAccounts {
     /// The identity in a token, and which of the wanted audiences it is for. No audiences wanted: the API server's.
     pub async fn authenticate(
         &self,
@@ -246,6 +249,24 @@ fn user_of(claims: &Claims) -> UserInfo {
         extra("credential-id", format!("JTI={}", claims.jti));
     }
     user
+}
+
+impl Verifier for ServiceAccounts {
+    fn verify<'a>(
+        &'a self,
+        token: &'a str,
+        audiences: &'a [String],
+    ) -> BoxFuture<'a, Result<Option<Verified>, String>> {
+        Box::pin(async move {
+            let issuer = unverified(token).map(|claims| claims["iss"].as_str().map(str::to_owned));
+            match issuer.flatten() {
+                Some(issuer) if self.issuers.contains(&issuer) => {
+                    self.authenticate(token, audiences).await.map(Some)
+                }
+                _ => Ok(None),
+            }
+        })
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use apimachinery::status::{Result, Status};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::keys::SigningKey;
+use super::keys::{PublicKey, SigningKey};
 use super::service_account::{Bound, Claims, Reference, user_name};
 use super::{Authenticator, UserInfo};
 use crate::registry::Registry;
@@ -24,6 +24,10 @@ pub struct Issuer {
     pub key: SigningKey,
     pub issuer: String,
     pub api_audiences: Vec<String>,
+    /// All keys that tokens are checked with, for others to check them too.
+    pub keys: Vec<PublicKey>,
+    /// Where those are published.
+    pub jwks_uri: String,
 }
 
 impl Issuer {
@@ -255,6 +259,8 @@ mod tests {
             key: SigningKey::read(ec_pem().as_bytes()).unwrap(),
             issuer: "https://issuer".into(),
             api_audiences: vec!["api".into()],
+            keys: Vec::new(),
+            jwks_uri: String::new(),
         }
     }
 

@@ -1,14 +1,16 @@
 //! May they: the question that every request puts ([`Attributes`]) and who answers it ([`Authorizer`]).
 //!
-//! [`rbac`] evaluates roles and bindings, [`node`] limits kubelets to their own pods; [`Union`] asks them in the
-//! order of `--authorization-mode`. [`rules`] is the pure half of RBAC. [`review`] answers the access-review
+//! [`rbac`] evaluates roles and bindings, [`node`] limits kubelets to their own pods, [`webhook`] asks a service; [`Union`]
+//! asks them in the order that [`configuration`] reads. [`rules`] is the pure half of RBAC. [`review`] answers the access-review
 //! resources, [`escalation`] keeps users from granting what they do not hold.
 
+pub mod configuration;
 pub mod escalation;
 pub mod node;
 pub mod rbac;
 pub mod review;
 pub mod rules;
+pub mod webhook;
 
 use std::sync::Arc;
 
@@ -17,8 +19,10 @@ use apimachinery::status::{Result, Status};
 use futures::future::BoxFuture;
 
 use crate::authn::{MASTERS, UserInfo};
+use crate::config::Config;
 use crate::registry::Registry;
 use crate::request::RequestInfo;
+use configuration::Mode;
 
 /// What is to be allowed. Borrowed from the request, so that asking allocates nothing.
 #[derive(Debug, Clone, Copy)]
@@ -100,26 +104,25 @@ pub struct Union {
 }
 
 impl Union {
-    /// From `--authorization-mode`: any of `Node`, `RBAC`, `AlwaysAllow`, `AlwaysDeny`.
-    pub fn from_modes(
-        modes: &[String],
+    /// As the flags or the configuration file say.
+    pub fn new(
+        config: &Config,
         registry: &Arc<Registry>,
         rbac: &Arc<rbac::Rbac>,
-    ) -> Result<Self> {
+    ) -> anyhow::Result<Self> {
         let mut union = Self {
             authorizers: Vec::new(),
             always: false,
         };
-        for mode in modes {
-            match mode.as_str() {
-                "Node" => union.authorizers.push(Box::new(node::Node::new(registry))),
-                "RBAC" => union.authorizers.push(Box::new(Shared(rbac.clone()))),
-                "AlwaysAllow" => union.always = true,
-                "AlwaysDeny" => {}
-                other => {
-                    return Err(Status::bad_request(format!(
-                        "unknown authorization mode {other:?} specified"
-                    )));
+        for mode in configuration::modes(config)? {
+            match mode {
+                Mode::Node => union.authorizers.push(Box::new(node::Node::new(registry))),
+                Mode::Rbac => union.authorizers.push(Box::new(Shared(rbac.clone()))),
+                Mode::AlwaysAllow => union.always = true,
+                Mode::AlwaysDeny => {}
+                Mode::Webhook(path, options) => {
+                    let webhook = webhook::Webhook::new(&path, options)?;
+                    union.authorizers.push(Box::new(webhook));
                 }
             }
         }

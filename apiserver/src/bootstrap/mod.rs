@@ -11,14 +11,15 @@ use futures::future::join_all;
 use serde_json::{Value, json};
 
 use crate::authz::rbac::GROUP as RBAC;
+use crate::config::Config;
 use crate::registry::Registry;
 use policy::Reconcile;
 
 /// Namespaces that every cluster has.
 pub const NAMESPACES: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
 
-/// Brings the default objects up to date. `client_ca` is published for extension API servers.
-pub async fn run(registry: &Registry, client_ca: Option<&str>) -> Result<()> {
+/// Brings the default objects up to date. `published` is what extension API servers read.
+pub async fn run(registry: &Registry, published: Option<Value>) -> Result<()> {
     let namespaces = NAMESPACES.map(|name| {
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         ensure(registry, "", "namespaces", object, |_, _| Reconcile::Keep)
@@ -36,8 +37,7 @@ pub async fn run(registry: &Registry, client_ca: Option<&str>) -> Result<()> {
     let policy = policy::objects()
         .into_iter()
         .map(|o| ensure(registry, RBAC, o.resource, o.object, policy::reconcile));
-    let published =
-        client_ca.map(|ca| ensure(registry, "", "configmaps", authentication(ca), same_data));
+    let published = published.map(|map| ensure(registry, "", "configmaps", map, same_data));
     let (classes, policy, published) = futures::join!(all(classes), all(policy), all(published));
     classes.and(policy).and(published)
 }
@@ -71,13 +71,40 @@ fn priority_classes() -> [Value; 2] {
     ]
 }
 
-/// What an extension API server reads to check its clients' certificates.
-fn authentication(client_ca: &str) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
-        "data": {"client-ca-file": client_ca},
+/// What an extension API server reads to check its clients' certificates, and which headers it may believe this server.
+#[must_use]
+pub fn authentication(config: &Config) -> Option<Value> {
+    let read = |path: &Option<std::path::PathBuf>| {
+        path.as_ref()
+            .and_then(|path| std::fs::read_to_string(path).ok())
+    };
+    let words = |list: &[String]| json!(list).to_string();
+    let mut data = json!({});
+    if let Some(ca) = read(&config.client_ca_file) {
+        data["client-ca-file"] = ca.into();
+    }
+    if let Some(ca) = read(&config.requestheader_client_ca_file) {
+        data["requestheader-client-ca-file"] = ca.into();
+        for (key, list) in [
+            ("allowed-names", &config.requestheader_allowed_names),
+            ("username-headers", &config.requestheader_username_headers),
+            ("uid-headers", &config.requestheader_uid_headers),
+            ("group-headers", &config.requestheader_group_headers),
+            (
+                "extra-headers-prefix",
+                &config.requestheader_extra_headers_prefix,
+            ),
+        ] {
+            data[format!("requestheader-{key}")] = words(list).into();
+        }
+    }
+    data.as_object().is_some_and(|data| !data.is_empty()).then(|| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+            "data": data,
+        })
     })
 }
 

@@ -7,22 +7,29 @@ use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use apimachinery::field::{self, Path};
 use apimachinery::object;
-use apimachinery::selector::LabelSelector;
+use apimachinery::resource::GroupKind;
 use apimachinery::status::{Result, Status};
-use http::header::{HeaderValue, LOCATION};
-use http::{Method, Request, StatusCode};
+use http::header::{HOST, HeaderValue, LOCATION};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use rand::Rng;
 use serde_json::{Value, json};
 
+use super::rewrite::Place;
+use super::websocket::is_websocket;
 use super::{Exchange, text};
+use crate::authz::{self, Attributes};
 use crate::body::{Body, Reply};
-use crate::cache::Selection;
-use crate::kubelet::{Endpoint, Kind, is_upgrade};
+use crate::kubelet::{Endpoint, Kind};
+use crate::proxy::is_upgrade;
 use crate::query::Query;
 use crate::registry::table::Served;
 use crate::registry::{Call, Target};
+use crate::services::resolve::{ready, slices_of};
+use crate::strategy::check::{Checks, NOT_NEGATIVE};
 
 pub async fn handle(
     exchange: Exchange,
@@ -37,6 +44,14 @@ pub async fn handle(
         ("proxy", _) | ("log", &Method::GET) => {}
         ("exec" | "attach" | "portforward", &Method::GET | &Method::POST) => {}
         _ => return Err(Status::method_not_allowed()),
+    }
+    // A WebSocket opens with a GET: that may not be enough to run something in a container.
+    if info.verb == "get" && matches!(&*info.subresource, "exec" | "attach" | "portforward") {
+        let attributes = Attributes {
+            verb: "create",
+            ..Attributes::of(&exchange.user, info)
+        };
+        authz::require(&*exchange.server.authorizer, &attributes).await?;
     }
     admit(&exchange, &served).await?;
     match (served.resource.plural.as_ref(), info.subresource.as_str()) {
@@ -118,23 +133,17 @@ fn container(pod: &Value, asked: &str) -> Result<String> {
 async fn log(exchange: &Exchange, request: Request<Incoming>) -> Result<Reply> {
     let pod = pod(exchange).await?;
     let query = &exchange.query;
-    for name in ["tailLines", "sinceSeconds", "limitBytes"] {
-        if query
-            .integer(name)?
-            .is_some_and(|number| number < i64::from(name != "tailLines"))
-        {
-            return Err(Status::bad_request(format!(
-                "{name} must be greater than or equal to 0"
-            )));
-        }
-    }
+    check_log_options(query, object::name(&pod))?;
     let container = container(&pod, query.get("container").unwrap_or_default())?;
     let Some(node) = pod["spec"]["nodeName"]
         .as_str()
         .filter(|node| !node.is_empty())
     else {
         // Nothing has run yet, so there is nothing to read.
-        return Ok(text(StatusCode::OK, Body::empty()));
+        return match is_websocket(request.headers()) {
+            true => super::websocket::stream(request, Body::empty()),
+            false => Ok(text(StatusCode::OK, Body::empty())),
+        };
     };
     let mut passed = String::new();
     for name in [
@@ -157,7 +166,83 @@ async fn log(exchange: &Exchange, request: Request<Incoming>) -> Result<Reply> {
         object::name(&pod),
         container
     );
-    to_kubelet(exchange, node, &path, &passed, request).await
+    let answer = read_from_kubelet(exchange, node, &path, &passed).await?;
+    let (parts, body) = answer.into_parts();
+    if !matches!(parts.status.as_u16(), 200..=206) {
+        return Err(refused_by_kubelet(exchange, parts.status, body).await);
+    }
+    if is_websocket(request.headers()) {
+        return super::websocket::stream(request, Body::Proxied(body));
+    }
+    Ok(text(StatusCode::OK, Body::Proxied(body)))
+}
+
+fn check_log_options(query: &Query, pod: &str) -> Result<()> {
+    let mut checks = Checks::default();
+    let tail = query.integer("tailLines")?;
+    if let Some(lines) = tail.filter(|lines| *lines < 0) {
+        checks.invalid(&Path::new("tailLines"), lines, NOT_NEGATIVE);
+    }
+    if let Some(bytes) = query.integer("limitBytes")?.filter(|bytes| *bytes < 1) {
+        checks.invalid(&Path::new("limitBytes"), bytes, "must be greater than 0");
+    }
+    match (query.integer("sinceSeconds")?, query.get("sinceTime")) {
+        (Some(_), Some(_)) => {
+            let why = "at most one of `sinceTime` or `sinceSeconds` may be specified";
+            checks.forbidden(&Path::new(""), why);
+        }
+        (Some(seconds), None) if seconds < 1 => {
+            checks.invalid(
+                &Path::new("sinceSeconds"),
+                seconds,
+                "must be greater than 0",
+            );
+        }
+        _ => {}
+    }
+    let stream = query.get("stream").unwrap_or("All");
+    let streams = ["All", "Stderr", "Stdout"];
+    if !streams.contains(&stream) {
+        checks.push(field::Error::not_supported(
+            &Path::new("stream"),
+            stream,
+            &streams,
+        ));
+    } else if stream != "All" && tail.is_some() {
+        let why = "`tailLines` and specific `stream` are mutually exclusive for now";
+        checks.forbidden(&Path::new(""), why);
+    }
+    let errors = checks.done();
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(Status::invalid(
+        &GroupKind::new("", "PodLogOptions"),
+        pod,
+        errors,
+    ))
+}
+
+/// What a kubelet says in plain text, as a Status.
+async fn refused_by_kubelet(exchange: &Exchange, code: StatusCode, body: Incoming) -> Status {
+    const MAX_REASON: usize = 50_000;
+    let read = Limited::new(body, MAX_REASON).collect().await;
+    let why = read.map_or_else(
+        |_| code.to_string(),
+        |read| String::from_utf8_lossy(&read.to_bytes()).trim().to_owned(),
+    );
+    match code {
+        StatusCode::BAD_REQUEST => Status::bad_request(why),
+        StatusCode::INTERNAL_SERVER_ERROR => Status::internal(why),
+        StatusCode::NOT_FOUND => {
+            let message = format!(
+                "the server could not find the requested resource ( pods/log {})",
+                exchange.info.name
+            );
+            Status::new(404, "NotFound", message).with_cause("UnexpectedServerResponse", why, "")
+        }
+        code => Status::new(code.as_u16(), "", why),
+    }
 }
 
 async fn session(exchange: &Exchange, request: Request<Incoming>) -> Result<Reply> {
@@ -227,6 +312,18 @@ fn streams(query: &Query, subresource: &str, passed: &mut String) -> Result<()> 
     Ok(())
 }
 
+/// A plain GET, whatever the client's own request is.
+async fn read_from_kubelet(
+    exchange: &Exchange,
+    node: &str,
+    path: &str,
+    query: &str,
+) -> Result<Response<Incoming>> {
+    let kubelets = &exchange.server.kubelets;
+    let endpoint = kubelets.endpoint(&exchange.server.registry, node).await?;
+    kubelets.get(&endpoint, &format!("{path}?{query}")).await
+}
+
 async fn to_kubelet(
     exchange: &Exchange,
     node: &str,
@@ -241,7 +338,9 @@ async fn to_kubelet(
     } else {
         format!("{path}?{query}")
     };
-    kubelets.forward(&endpoint, &target, request).await
+    kubelets
+        .forward(&endpoint, &target, request, exchange.peer)
+        .await
 }
 
 fn append(query: &mut String, name: &str, value: &str) {
@@ -305,24 +404,76 @@ async fn proxy(exchange: &Exchange, served: &Served, request: Request<Incoming>)
                 .kubelets
                 .endpoint(&exchange.server.registry, named.name)
                 .await?;
-            match named.port {
-                "" => endpoint,
-                port => Endpoint {
-                    address: SocketAddr::new(
-                        endpoint.address.ip(),
-                        port.parse().map_err(|_| invalid())?,
-                    ),
-                    ..endpoint
-                },
+            let port = match named.port {
+                "" => endpoint.address.port(),
+                port => port.parse().map_err(|_| invalid())?,
+            };
+            if port == endpoint.address.port() {
+                endpoint
+            } else {
+                // Another server on the node: the kubelets' certificate is none of its business.
+                Endpoint {
+                    kind: kind(named.tls),
+                    address: SocketAddr::new(allowed(endpoint.address.ip())?, port),
+                }
             }
         }
     };
     let target = target(request.uri(), &info.path, &path);
-    exchange
+    let host = request
+        .headers()
+        .get(HOST)
+        .and_then(|host| host.to_str().ok());
+    let place = Place {
+        prefix: info
+            .path
+            .strip_suffix(&*path)
+            .unwrap_or(&info.path)
+            .to_owned(),
+        hosts: [
+            host.unwrap_or_default().to_owned(),
+            endpoint.address.to_string(),
+        ],
+    };
+    let mut request = request;
+    if let Ok(uri) = HeaderValue::from_str(&format!("{}{path}", place.prefix)) {
+        request.headers_mut().insert("x-forwarded-uri", uri);
+    }
+    let response = exchange
         .server
         .kubelets
-        .forward(&endpoint, &target, request)
-        .await
+        .forward(&endpoint, &target, request, exchange.peer)
+        .await?;
+    match response.status() {
+        StatusCode::SWITCHING_PROTOCOLS => Ok(response),
+        _ => Ok(place.rewrite(response).await),
+    }
+}
+
+/// Addresses that a proxy may lead to: none of this machine's own or of its links, whatever a status says.
+fn allowed(ip: IpAddr) -> Result<IpAddr> {
+    let refused = match ip {
+        IpAddr::V4(v4) => {
+            v4.is_loopback()
+                || v4.is_link_local()
+                || v4.is_unspecified()
+                || v4.is_multicast()
+                || v4.is_broadcast()
+        }
+        IpAddr::V6(v6) => {
+            v6.is_loopback()
+                || v6.is_unicast_link_local()
+                || v6.is_unspecified()
+                || v6.is_multicast()
+                || v6
+                    .to_ipv4_mapped()
+                    .is_some_and(|v4| v4.is_loopback() || v4.is_link_local())
+        }
+    };
+    match refused {
+        true => Err(Status::bad_request("address not allowed")),
+        false => Ok(ip),
+    }
 }
 
 /// The rest of the path as it was sent, escapes included, with its query.
@@ -393,7 +544,7 @@ async fn pod_endpoint(exchange: &Exchange, named: &Named<'_>) -> Result<Endpoint
         u16::try_from(port).map_err(|_| Status::bad_request(format!("invalid port {port}")))?;
     Ok(Endpoint {
         kind: kind(named.tls),
-        address: SocketAddr::new(ip, port),
+        address: SocketAddr::new(allowed(ip)?, port),
     })
 }
 
@@ -430,11 +581,12 @@ async fn service_endpoint(exchange: &Exchange, named: &Named<'_>) -> Result<Endp
         .as_str()
         .unwrap_or_default()
         .to_owned();
-    let label = format!("kubernetes.io/service-name={}", named.name);
-    let labels = LabelSelector::parse(&label).map_err(Status::bad_request)?;
-    let selection = Selection::namespaced(namespace).with_labels(labels);
     let slices = registry
-        .list("discovery.k8s.io", "endpointslices", &selection)
+        .list(
+            "discovery.k8s.io",
+            "endpointslices",
+            &slices_of(namespace, named.name),
+        )
         .await?;
     let mut found: Vec<SocketAddr> = slices
         .iter()
@@ -444,25 +596,11 @@ async fn service_endpoint(exchange: &Exchange, named: &Named<'_>) -> Result<Endp
         return Err(none());
     }
     let address = found.swap_remove(rand::rng().random_range(0..found.len()));
+    allowed(address.ip())?;
     Ok(Endpoint {
         kind: kind(named.tls),
         address,
     })
-}
-
-/// The ready addresses of an EndpointSlice for a port.
-fn ready(slice: &Value, port_name: &str) -> Vec<SocketAddr> {
-    let ports = slice["ports"].as_array().into_iter().flatten();
-    let port = ports
-        .filter(|port| port["name"].as_str().unwrap_or_default() == port_name)
-        .find_map(|port| u16::try_from(port["port"].as_u64()?).ok());
-    let Some(port) = port else { return Vec::new() };
-    let endpoints = slice["endpoints"].as_array().into_iter().flatten();
-    endpoints
-        .filter(|endpoint| endpoint["conditions"]["ready"] != false)
-        .filter_map(|endpoint| endpoint["addresses"][0].as_str()?.parse().ok())
-        .map(|ip| SocketAddr::new(ip, port))
-        .collect()
 }
 
 #[cfg(test)]
@@ -504,6 +642,43 @@ mod tests {
     }
 
     #[test]
+    fn log_options() {
+        let refused = |query: &str| check_log_options(&Query::parse(query), "p").unwrap_err();
+        assert!(check_log_options(&Query::parse("tailLines=0&sinceSeconds=1"), "p").is_ok());
+        for (query, field) in [
+            ("tailLines=-1", "tailLines"),
+            ("limitBytes=0", "limitBytes"),
+            ("sinceSeconds=0", "sinceSeconds"),
+            ("stream=x", "stream"),
+        ] {
+            let status = refused(query);
+            assert_eq!(status.code, 422, "{query}");
+            assert!(status.message.contains(field), "{}", status.message);
+        }
+        assert_eq!(
+            refused("sinceSeconds=1&sinceTime=2020-01-01T00:00:00Z").code,
+            422
+        );
+        assert_eq!(refused("stream=Stdout&tailLines=1").code, 422);
+    }
+
+    #[test]
+    fn proxies_do_not_lead_back() {
+        for (ip, want) in [
+            ("10.0.0.1", true),
+            ("2001:db8::1", true),
+            ("127.0.0.1", false),
+            ("169.254.169.254", false),
+            ("0.0.0.0", false),
+            ("::1", false),
+            ("fe80::1", false),
+            ("::ffff:127.0.0.1", false),
+        ] {
+            assert_eq!(allowed(ip.parse().unwrap()).is_ok(), want, "{ip}");
+        }
+    }
+
+    #[test]
     fn proxied_names() {
         assert_eq!(
             named("https:web:443"),
@@ -523,16 +698,5 @@ mod tests {
         );
         assert_eq!(named("a:b:c:d"), None);
         assert_eq!(named("ftp:web:1"), None);
-    }
-
-    #[test]
-    fn ready_endpoints() {
-        let slice = json!({"ports": [{"name": "http", "port": 80}], "endpoints": [
-            {"addresses": ["10.0.0.1"], "conditions": {"ready": true}},
-            {"addresses": ["10.0.0.2"], "conditions": {"ready": false}},
-            {"addresses": ["10.0.0.3"]},
-        ]});
-        assert_eq!(ready(&slice, "http").len(), 2);
-        assert!(ready(&slice, "").is_empty());
     }
 }

@@ -12,8 +12,10 @@ pub mod patch;
 mod protobuf;
 pub mod respond;
 pub mod reviews;
+mod rewrite;
 pub mod subresources;
 pub mod watch;
+pub mod websocket;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,10 +25,11 @@ use http::header::HeaderValue;
 use http::{HeaderMap, Method, Request, StatusCode};
 use hyper::body::Incoming;
 
+use crate::audit::Trail;
 use crate::authn::UserInfo;
 use crate::authn::impersonation::impersonate;
 use crate::authn::x509::CertificateUser;
-use crate::authz::{self, Attributes};
+use crate::authz::{self, Attributes, Decision};
 use crate::body::Reply;
 use crate::negotiate::Accept;
 use crate::query::Query;
@@ -38,6 +41,10 @@ use crate::server::health::Health;
 #[derive(Debug, Default)]
 pub struct Connection {
     pub certificate: Option<CertificateUser>,
+    /// Shows a certificate that does not name a user here.
+    pub stranger: bool,
+    /// May say in headers who its requests are from.
+    pub front_proxy: bool,
     pub peer: Option<std::net::SocketAddr>,
 }
 
@@ -49,6 +56,8 @@ pub struct Exchange {
     pub user: Arc<UserInfo>,
     pub method: Method,
     pub headers: HeaderMap,
+    /// The other end of the connection.
+    pub peer: Option<std::net::SocketAddr>,
 }
 
 /// How long a request that is not a watch, log or session may take.
@@ -68,16 +77,25 @@ pub async fn handle(
         Ok(info) => Arc::new(info),
         Err(status) => return respond::failure(&status, accept),
     };
-    let answered = answer(server.clone(), &connection, info.clone(), query, request);
-    let answered = if info.is_long_running() {
-        answered.await
-    } else {
-        let late = "request did not complete within the allotted timeout";
-        tokio::time::timeout(TIMEOUT, answered)
-            .await
-            .unwrap_or_else(|_| Err(Status::timeout(late, 1)))
+    let trail = server
+        .auditor
+        .as_ref()
+        .map(|auditor| Arc::new(auditor.follow(&request, &info, connection.peer)));
+    let answering = Answering {
+        server: &server,
+        connection: &connection,
+        info: &info,
+        trail: trail.as_deref(),
+    };
+    let answered = answering.in_time(query, request);
+    let answered = match &trail {
+        Some(trail) => trail.recording(answered).await,
+        None => answered.await,
     };
     let mut response = answered.unwrap_or_else(|status| respond::failure(&status, accept));
+    if let Some(trail) = trail {
+        response = trail.answered(response).await;
+    }
     if is_head {
         *response.body_mut() = crate::body::Body::empty();
     }
@@ -87,45 +105,101 @@ pub async fn handle(
     response
 }
 
-async fn answer(
-    server: Arc<Server>,
-    connection: &Connection,
-    info: Arc<RequestInfo>,
-    query: Query,
-    request: Request<Incoming>,
-) -> Result<Reply> {
-    let headers = request.headers();
-    let certificate = connection.certificate.as_ref();
-    let user = server
-        .authenticator
-        .authenticate(headers, certificate, &info.path)
-        .await?;
-    let user = match impersonate(headers, &user, &*server.authorizer).await? {
-        Some(other) => Arc::new(other),
-        None => user,
-    };
-    // As Kubernetes' --authorization-always-allow-paths: probes come before roles do.
-    if info.is_resource || !Health::is_path(&info.path) {
-        authz::require(&*server.authorizer, &Attributes::of(&user, &info)).await?;
+/// A request that is being answered, and those around it.
+struct Answering<'a> {
+    server: &'a Arc<Server>,
+    connection: &'a Connection,
+    info: &'a Arc<RequestInfo>,
+    trail: Option<&'a Trail>,
+}
+
+impl Answering<'_> {
+    async fn in_time(&self, query: Query, request: Request<Incoming>) -> Result<Reply> {
+        if self.info.is_long_running() {
+            return self.answer(query, request).await;
+        }
+        let late = "request did not complete within the allotted timeout";
+        tokio::time::timeout(TIMEOUT, self.answer(query, request))
+            .await
+            .unwrap_or_else(|_| Err(Status::timeout(late, 1)))
     }
-    let _permit = if info.is_long_running() {
-        None
-    } else {
-        let busy = || Status::too_many_requests("too many requests, please try again later.", 1);
-        Some(server.in_flight.try_acquire().map_err(|_| busy())?)
-    };
-    let exchange = Exchange {
-        server: server.clone(),
-        query,
-        user,
-        method: request.method().clone(),
-        headers: headers.clone(),
-        info,
-    };
-    if exchange.info.is_resource {
-        return route(exchange, request).await;
+
+    /// Who asks: 401 for those who cannot say.
+    async fn user(&self, headers: &HeaderMap) -> Result<Arc<UserInfo>> {
+        let authenticator = &self.server.authenticator;
+        let user = authenticator
+            .authenticate(headers, self.connection, &self.info.path)
+            .await;
+        if let (Some(trail), Some(auditor)) = (self.trail, &self.server.auditor) {
+            match &user {
+                Ok(user) => trail.identified(auditor, user, self.info).await,
+                Err(_) => trail.refused(auditor, self.info),
+            }
+        }
+        let user = user?;
+        match impersonate(headers, &user, &*self.server.authorizer).await? {
+            Some(other) => {
+                if let Some(trail) = self.trail {
+                    trail.impersonated(&other);
+                }
+                Ok(Arc::new(other))
+            }
+            None => Ok(user),
+        }
     }
-    server.clone().fixed(&exchange).await
+
+    /// Whether they may: 403 if not.
+    async fn authorize(&self, user: &UserInfo) -> Result<()> {
+        let attributes = Attributes::of(user, self.info);
+        let decision = self.server.authorizer.authorize(&attributes).await;
+        if let Some(trail) = self.trail {
+            let (decided, reason) = match &decision {
+                Decision::Allow(reason) => ("allow", reason),
+                Decision::Deny(reason) | Decision::NoOpinion(reason) => ("forbid", reason),
+            };
+            trail.annotate("authorization.k8s.io/decision", decided);
+            trail.annotate("authorization.k8s.io/reason", reason);
+        }
+        match decision {
+            Decision::Allow(_) => Ok(()),
+            Decision::Deny(reason) | Decision::NoOpinion(reason) => {
+                Err(authz::forbidden(&attributes, &reason))
+            }
+        }
+    }
+
+    async fn answer(&self, query: Query, request: Request<Incoming>) -> Result<Reply> {
+        let (server, info) = (self.server, self.info);
+        let headers = request.headers();
+        let user = self.user(headers).await?;
+        // As Kubernetes' --authorization-always-allow-paths: probes come before roles do.
+        if info.is_resource || !Health::is_path(&info.path) {
+            self.authorize(&user).await?;
+        }
+        let _permit = if info.is_long_running() {
+            None
+        } else {
+            let busy =
+                || Status::too_many_requests("too many requests, please try again later.", 1);
+            Some(server.in_flight.try_acquire().map_err(|_| busy())?)
+        };
+        let exchange = Exchange {
+            server: server.clone(),
+            query,
+            user,
+            method: request.method().clone(),
+            headers: headers.clone(),
+            peer: self.connection.peer,
+            info: info.clone(),
+        };
+        if let Some(other) = server.aggregator.route(&exchange.info.path) {
+            return Ok(crate::aggregation::serve(&exchange, &other, request).await);
+        }
+        if exchange.info.is_resource {
+            return route(exchange, request).await;
+        }
+        server.clone().fixed(&exchange).await
+    }
 }
 
 /// Resources: the kind is found by its path, then the verb decides.

@@ -54,15 +54,10 @@ impl Server {
     /// The documents with which others check our tokens.
     pub fn token_keys(&self, path: &str) -> Option<Value> {
         let issuer = self.issuer.as_ref()?;
-        let keys = std::slice::from_ref(&issuer.key.public);
         Some(if path.contains("jwks") {
-            keys::key_set(keys)
+            keys::key_set(&issuer.keys)
         } else {
-            keys::discovery(
-                &issuer.issuer,
-                &format!("{}/openid/v1/jwks", issuer.issuer),
-                keys,
-            )
+            keys::discovery(&issuer.issuer, &issuer.jwks_uri, &issuer.keys)
         })
     }
 }

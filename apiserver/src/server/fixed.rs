@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use apimachinery::status::{Result, Status};
+use http::header::{CACHE_CONTROL, HeaderValue};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::Server;
 use crate::body::Reply;
 use crate::negotiate::Accept;
-use crate::rest::respond::document;
+use crate::rest::respond::{document, reply};
 use crate::rest::{Exchange, text};
 
 impl Server {
@@ -33,10 +34,8 @@ impl Server {
             "/version" => json(&version()),
             "/metrics" => Ok(text(StatusCode::OK, self.metrics.render())),
             "/.well-known/openid-configuration" | "/openid/v1/jwks" => {
-                match self.token_keys(path) {
-                    Some(value) => json(&value),
-                    None => Err(Status::unknown_path()),
-                }
+                let value = self.token_keys(path).ok_or_else(Status::unknown_path)?;
+                Ok(published(path, &value))
             }
             path if path.starts_with("/openapi") => self
                 .openapi
@@ -48,6 +47,20 @@ impl Server {
                 .unwrap_or_else(|| Err(Status::unknown_path())),
         }
     }
+}
+
+/// The documents by which others check our tokens: the same for everybody, and worth keeping for a while.
+fn published(path: &str, value: &Value) -> Reply {
+    let media = match path.contains("jwks") {
+        true => "application/jwk-set+json",
+        false => "application/json",
+    };
+    let mut reply = reply(StatusCode::OK, media, value.to_string());
+    reply.headers_mut().insert(
+        CACHE_CONTROL,
+        HeaderValue::from_static("public, max-age=3600"),
+    );
+    reply
 }
 
 /// What `/version` says: the Kubernetes version whose API this is.

@@ -83,14 +83,16 @@ async fn connection(
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
         Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),
     };
-    let shown = tls
-        .get_ref()
-        .1
-        .peer_certificates()
-        .and_then(|chain| chain.first());
-    let certificate = shown.and_then(|certificate| CertificateUser::read(certificate));
+    let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
+    let roles = server.authenticator.roles(chain);
+    let certificate = chain
+        .first()
+        .filter(|_| roles.client)
+        .and_then(|certificate| CertificateUser::read(certificate));
     let connection = Arc::new(Connection {
         certificate,
+        stranger: !chain.is_empty() && !roles.client,
+        front_proxy: roles.front_proxy,
         peer: Some(peer),
     });
     let service = {

@@ -30,10 +30,12 @@ pub struct Server {
     pub authenticator: Authenticator,
     pub authorizer: Arc<dyn Authorizer>,
     pub issuer: Option<Issuer>,
+    pub auditor: Option<crate::audit::Auditor>,
     pub health: Health,
     pub metrics: Metrics,
     pub discovery: crate::discovery::Documents,
     pub openapi: crate::openapi::Documents,
+    pub aggregator: crate::aggregation::Aggregator,
     pub kubelets: crate::kubelet::Kubelets,
     /// One permit per request that is being answered, so that a flood is refused instead of filling memory.
     pub in_flight: tokio::sync::Semaphore,

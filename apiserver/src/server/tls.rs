@@ -8,6 +8,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 
 /// All certificates of a PEM file.
@@ -35,21 +36,24 @@ pub fn roots(path: &Path) -> Result<RootCertStore> {
     Ok(roots)
 }
 
+/// Checks client certificates, which are optional, against the authorities of these files.
+pub fn verifier(authorities: &[&Path]) -> Result<Arc<dyn ClientCertVerifier>> {
+    let mut roots = RootCertStore::empty();
+    for path in authorities {
+        roots.extend(self::roots(path)?.roots);
+    }
+    Ok(WebPkiClientVerifier::builder(Arc::new(roots))
+        .allow_unauthenticated()
+        .build()?)
+}
+
 /// Serving with a certificate; clients may show one of theirs if there is an authority to check it against.
-pub fn server(
-    certificate: &Path,
-    key: &Path,
-    client_ca: Option<&Path>,
-) -> Result<Arc<ServerConfig>> {
+pub fn server(certificate: &Path, key: &Path, authorities: &[&Path]) -> Result<Arc<ServerConfig>> {
     let builder = ServerConfig::builder();
-    let builder = match client_ca {
-        Some(path) => {
-            let verifier = WebPkiClientVerifier::builder(Arc::new(roots(path)?))
-                .allow_unauthenticated()
-                .build()?;
-            builder.with_client_cert_verifier(verifier)
-        }
-        None => builder.with_no_client_auth(),
+    let builder = if authorities.is_empty() {
+        builder.with_no_client_auth()
+    } else {
+        builder.with_client_cert_verifier(verifier(authorities)?)
     };
     let mut config = builder
         .with_single_cert(certificates(certificate)?, private_key(key)?)

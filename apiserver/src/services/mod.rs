@@ -9,6 +9,7 @@ pub mod cidr;
 mod families;
 mod ports;
 pub mod repair;
+pub mod resolve;
 
 use std::ops::RangeInclusive;
 

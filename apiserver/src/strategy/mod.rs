@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::authn::UserInfo;
 
 mod address;
+pub mod apiservice;
 mod autoscaling;
 mod batch;
 mod certificates;
@@ -177,6 +178,7 @@ impl Strategy for Generic {}
 pub fn of(group: &str, plural: &str) -> &'static dyn Strategy {
     match group {
         "" => core(plural),
+        "apiregistration.k8s.io" => &apiservice::ApiService,
         "apps" | "batch" => workloads(plural),
         "autoscaling" if plural == "horizontalpodautoscalers" => {
             &autoscaling::HorizontalPodAutoscaler

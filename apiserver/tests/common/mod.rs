@@ -97,6 +97,11 @@ impl Api {
         api
     }
 
+    /// The administrator's identity.
+    pub fn admin(&self) -> &TlsConnector {
+        &self.admin
+    }
+
     /// Stops the server and starts another one on the same data.
     pub async fn restart(&mut self) {
         let running = self.running.take().unwrap();
@@ -195,7 +200,7 @@ impl Api {
             .await
     }
 
-    async fn send_as(
+    pub async fn send_as(
         &self,
         identity: &TlsConnector,
         method: Method,
@@ -220,7 +225,7 @@ impl Api {
             .expect("an answer in time")
     }
 
-    async fn open(
+    pub async fn open(
         &self,
         identity: &TlsConnector,
         method: Method,
@@ -232,7 +237,7 @@ impl Api {
         let name = ServerName::from(self.address.ip());
         let stream = identity.connect(name, stream).await.unwrap();
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
+        tokio::spawn(connection.with_upgrades());
         let mut request = Request::builder()
             .method(method)
             .uri(path)
