@@ -170,10 +170,12 @@ pub async fn builtin(registry: &Registry) -> Result<()> {
     carry_out(registry, steps).await
 }
 
+type GroupVersions = Vec<(String, String)>;
+
 /// The groups and versions of each definition, by revision: definitions are long, and few change at a time.
 #[derive(Default)]
 pub struct Definitions {
-    known: Mutex<HashMap<String, (u64, Vec<(String, String)>)>>,
+    known: Mutex<HashMap<String, (u64, GroupVersions)>>,
 }
 
 impl Definitions {
@@ -204,7 +206,7 @@ impl Definitions {
     }
 }
 
-fn versions(definition: &Value) -> Vec<(String, String)> {
+fn versions(definition: &Value) -> GroupVersions {
     let established = list(&definition["status"], "conditions")
         .iter()
         .any(|c| text(c, "type") == "Established" && text(c, "status") == "True");

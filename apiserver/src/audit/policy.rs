@@ -155,9 +155,8 @@ fn has(list: &[String], wanted: &str) -> bool {
 
 impl Rule {
     fn check(&self) -> Result<()> {
-        if !self.non_resource_urls.is_empty()
-            && !(self.resources.is_empty() && self.namespaces.is_empty())
-        {
+        let of_resources = !self.resources.is_empty() || !self.namespaces.is_empty();
+        if of_resources && !self.non_resource_urls.is_empty() {
             bail!(
                 "nonResourceURLs: rules cannot apply to both regular resources and non-resource URLs"
             );
