@@ -136,6 +136,7 @@ mod tests {
             resource,
             subresource: "",
             namespace: "",
+            user: None,
         };
         let errors = ApiService.validate(&context, object);
         errors.0.iter().map(|e| e.field.clone()).collect()
