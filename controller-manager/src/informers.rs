@@ -10,14 +10,16 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod,
-    ReplicationController, Service, ServiceAccount,
+    ConfigMap, Container, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+    ReplicationController, ResourceQuota, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::Api;
 
 use crate::frame::Objects;
 use crate::meta::{self, CONTROLLER};
+use crate::storageprotection;
 
 macro_rules! informers {
     ($($(#[$doc:meta])* $name:ident: $kind:ty = |$builder:ident| $options:expr, $api:expr;)*) => {
@@ -60,6 +62,9 @@ informers! {
     namespaces: Namespace = |b| b.trim(|n| trim_applied(&mut n.metadata)), |c, _| Api::all(c);
     /// Only those in `kube-node-lease`.
     node_leases: Lease = |b| b.fields("metadata.namespace=kube-node-lease"), |c, ns| Api::namespaced(c, ns);
+    cluster_roles: ClusterRole = |b| b.trim(|r| trim_applied(&mut r.metadata)), |c, _| Api::all(c);
+    resource_quotas: ResourceQuota = |b| b.trim(|q| trim_applied(&mut q.metadata)), |c, ns| Api::namespaced(c, ns);
+    persistent_volumes: PersistentVolume = |b| b.trim(|v| trim_applied(&mut v.metadata)), |c, _| Api::all(c);
     persistent_volume_claims: PersistentVolumeClaim = |b| b.trim(|p| trim_applied(&mut p.metadata)), |c, ns| Api::namespaced(c, ns);
     stateful_sets: StatefulSet = |b| b.trim(|s| trim_applied(&mut s.metadata)), |c, ns| Api::namespaced(c, ns);
     services: Service = |b| b.trim(|s| trim_applied(&mut s.metadata)), |c, ns| Api::namespaced(c, ns);
@@ -106,8 +111,8 @@ fn trim_applied(meta: &mut k8s_openapi::apimachinery::pkg::apis::meta::v1::Objec
 
 fn trim_pod(pod: &mut Pod) {
     trim_applied(&mut pod.metadata);
+    storageprotection::trim_volumes(pod);
     if let Some(spec) = &mut pod.spec {
-        spec.volumes = None;
         // A daemon's affinity says which node it waits for.
         if meta::controller_of(&pod.metadata).is_none_or(|o| o.kind != "DaemonSet") {
             spec.affinity = None;

@@ -19,6 +19,7 @@ pub mod meta;
 pub mod ownership;
 pub mod pods;
 
+pub mod clusterroleaggregation;
 pub mod daemonset;
 pub mod deployment;
 pub mod endpoints;
@@ -31,9 +32,12 @@ pub mod nodelifecycle;
 pub mod podautoscaler;
 pub mod podgc;
 pub mod replicaset;
+pub mod resourcequota;
 pub mod serviceaccount;
 pub mod statefulset;
+pub mod storageprotection;
 pub mod tainteviction;
+pub mod ttlafterfinished;
 
 use std::sync::Arc;
 
@@ -47,6 +51,9 @@ type Start = fn(Arc<Context>, CancellationToken) -> BoxFuture<'static, ()>;
 
 /// Every controller by the name that `--controllers` knows it by; names are those of Kubernetes.
 pub const CONTROLLERS: &[(&str, Start)] = &[
+    ("clusterrole-aggregation-controller", |c, t| {
+        Box::pin(clusterroleaggregation::run(c, t))
+    }),
     ("daemonset-controller", |c, t| {
         Box::pin(daemonset::run(c, t))
     }),
@@ -73,6 +80,12 @@ pub const CONTROLLERS: &[(&str, Start)] = &[
     ("node-lifecycle-controller", |c, t| {
         Box::pin(nodelifecycle::run(c, t))
     }),
+    ("persistentvolume-protection-controller", |c, t| {
+        Box::pin(storageprotection::run_volumes(c, t))
+    }),
+    ("persistentvolumeclaim-protection-controller", |c, t| {
+        Box::pin(storageprotection::run_claims(c, t))
+    }),
     ("pod-garbage-collector-controller", |c, t| {
         Box::pin(podgc::run(c, t))
     }),
@@ -81,6 +94,9 @@ pub const CONTROLLERS: &[(&str, Start)] = &[
     }),
     ("replicationcontroller-controller", |c, t| {
         Box::pin(replicaset::run::<ReplicationController>(c, t))
+    }),
+    ("resourcequota-controller", |c, t| {
+        Box::pin(resourcequota::run(c, t))
     }),
     ("root-ca-certificate-publisher-controller", |c, t| {
         Box::pin(serviceaccount::run_root_ca(c, t))
@@ -93,6 +109,9 @@ pub const CONTROLLERS: &[(&str, Start)] = &[
     }),
     ("taint-eviction-controller", |c, t| {
         Box::pin(tainteviction::run(c, t))
+    }),
+    ("ttl-after-finished-controller", |c, t| {
+        Box::pin(ttlafterfinished::run(c, t))
     }),
 ];
 
