@@ -89,7 +89,7 @@ pub async fn start(config: &Config) -> Result<Running> {
         &config.enable_admission_plugins,
         &config.disable_admission_plugins,
     );
-    let chain = admission::chain(enabled, disabled, guards)?;
+    let chain = admission::chain(enabled, disabled, guards, &authorizer)?;
     let hooks = post_start(config, advertised);
     registry.assemble(chain, crate::services::reservers(config)?);
     let shutdown = CancellationToken::new();

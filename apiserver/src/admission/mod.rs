@@ -7,21 +7,27 @@ mod limit_ranger;
 mod namespace;
 mod node_restriction;
 mod pod_security;
+pub mod policy;
 mod quota;
+mod reinvocation;
 mod service_account;
 mod small;
 mod usage;
+pub mod webhook;
 
 use std::sync::Arc;
 
 use apimachinery::resource::Resource;
 use apimachinery::status::{Result, Status};
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::authn::UserInfo;
+use crate::authz::Authorizer;
 use crate::cache::{Object, Selection};
 use crate::registry::Registry;
+use reinvocation::Reinvocation;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
@@ -50,7 +56,19 @@ pub struct Attributes<'a> {
     pub options: &'a Value,
     pub dry_run: bool,
     /// Sent to the client as `Warning` headers.
-    pub warnings: &'a mut Vec<String>,
+    pub warnings: Mutex<&'a mut Vec<String>>,
+    pub reinvocation: Reinvocation,
+}
+
+impl Attributes<'_> {
+    /// The object as it is to be or, for a delete, as it was.
+    #[must_use]
+    pub fn old_or_new(&self) -> &Value {
+        match &*self.object {
+            Value::Null => self.old,
+            object => object,
+        }
+    }
 }
 
 pub trait Plugin: Send + Sync {
@@ -92,6 +110,15 @@ impl Chain {
     }
 
     pub async fn admit(&self, attributes: &mut Attributes<'_>, registry: &Registry) -> Result<()> {
+        self.round(attributes, registry).await?;
+        if std::mem::take(&mut attributes.reinvocation.again) {
+            attributes.reinvocation.round += 1;
+            self.round(attributes, registry).await?;
+        }
+        Ok(())
+    }
+
+    async fn round(&self, attributes: &mut Attributes<'_>, registry: &Registry) -> Result<()> {
         for plugin in &self.plugins {
             if plugin.handles(
                 attributes.operation,
@@ -120,7 +147,12 @@ impl Chain {
 
 /// The plugins that are on unless `--disable-admission-plugins` names them, in Kubernetes' order. Names in `enable`
 /// are checked, so that a typing error does not pass for protection. `guards` are always on.
-pub fn chain(enable: &[String], disable: &[String], guards: Vec<Box<dyn Plugin>>) -> Result<Chain> {
+pub fn chain(
+    enable: &[String],
+    disable: &[String],
+    guards: Vec<Box<dyn Plugin>>,
+    authorizer: &Arc<dyn Authorizer>,
+) -> Result<Chain> {
     let mut plugins: Vec<Box<dyn Plugin>> = vec![
         Box::new(namespace::NamespaceLifecycle),
         Box::new(limit_ranger::LimitRanger),
@@ -135,6 +167,10 @@ pub fn chain(enable: &[String], disable: &[String], guards: Vec<Box<dyn Plugin>>
         Box::new(small::PersistentVolumeClaimResize),
         Box::new(small::RuntimeClass),
         Box::new(small::INGRESS_CLASS),
+        Box::new(policy::Mutating::new(authorizer.clone())),
+        Box::new(webhook::Mutating::new(authorizer.clone())),
+        Box::new(policy::Validating::new(authorizer.clone())),
+        Box::new(webhook::Validating::new(authorizer.clone())),
         Box::new(quota::ResourceQuota),
     ];
     for name in enable.iter().chain(disable) {

@@ -72,7 +72,7 @@ impl Plugin for PodSecurity {
             let path = template_path(a.resource).unwrap_or_default();
             let spec = path.iter().fold(&*a.object, |v, key| &v[*key]);
             if let Some(why) = violations(level, &spec["spec"]) {
-                a.warnings.push(format!(
+                a.warnings.lock().push(format!(
                     "would violate PodSecurity {:?}: {why}",
                     shown(level, &version)
                 ));

@@ -16,7 +16,7 @@ pub mod update;
 pub mod yaml;
 
 use std::borrow::Cow;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use apimachinery::resource::GroupResource;
@@ -168,18 +168,26 @@ pub struct Registry {
     admission: OnceLock<Chain>,
     reservers: OnceLock<Vec<Box<dyn Reserver>>>,
     event_ttl: Duration,
+    this: Weak<Registry>,
 }
 
 impl Registry {
     #[must_use]
     pub fn new(store: Arc<dyn Store>, table: Table, event_ttl: Duration) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|this| Self {
             store,
             table: ArcSwap::from_pointee(table),
             admission: OnceLock::new(),
             reservers: OnceLock::new(),
             event_ttl,
+            this: this.clone(),
         })
+    }
+
+    /// For whoever outlives a borrow, but must not keep the registry alive.
+    #[must_use]
+    pub fn this(&self) -> Weak<Self> {
+        self.this.clone()
     }
 
     /// Sets the admission plugins and reservers, once, before serving: they may hold the registry themselves.
@@ -411,6 +419,7 @@ fn attributes<'a>(
         old,
         options: call.options,
         dry_run: call.dry_run,
-        warnings: &mut call.warnings,
+        warnings: parking_lot::Mutex::new(&mut call.warnings),
+        reinvocation: Default::default(),
     }
 }

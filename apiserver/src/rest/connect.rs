@@ -16,12 +16,13 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use rand::Rng;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::rewrite::Place;
 use super::websocket::is_websocket;
 use super::{Exchange, text};
 use crate::authz::{self, Attributes};
+use crate::admission::webhook::versions::connect_options;
 use crate::body::{Body, Reply};
 use crate::kubelet::{Endpoint, Kind};
 use crate::proxy::is_upgrade;
@@ -63,10 +64,7 @@ pub async fn handle(
 }
 
 async fn admit(exchange: &Exchange, served: &Arc<Served>) -> Result<()> {
-    let mut options = json!({});
-    for (name, value) in exchange.query.iter() {
-        options[name] = value.into();
-    }
+    let mut options = connect_options(exchange.query.iter());
     let mut call = Call::by(&exchange.user);
     let target = Target::new(served, &exchange.info.namespace, &exchange.info.name)
         .subresource(&exchange.info.subresource);
@@ -606,6 +604,7 @@ async fn service_endpoint(exchange: &Exchange, named: &Named<'_>) -> Result<Endp
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn containers_are_found_or_asked_for() {

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::authn::UserInfo;
 
 mod address;
+mod admission_registration;
 pub mod apiservice;
 mod autoscaling;
 mod batch;
@@ -180,6 +181,7 @@ pub fn of(group: &str, plural: &str) -> &'static dyn Strategy {
         "" => core(plural),
         "apiregistration.k8s.io" => &apiservice::ApiService,
         "apps" | "batch" => workloads(plural),
+        "admissionregistration.k8s.io" => registration(plural),
         "autoscaling" if plural == "horizontalpodautoscalers" => {
             &autoscaling::HorizontalPodAutoscaler
         }
@@ -209,6 +211,17 @@ pub fn of(group: &str, plural: &str) -> &'static dyn Strategy {
         "scheduling.k8s.io" if plural == "priorityclasses" => &classes::PriorityClass,
         "storage.k8s.io" => storage_kind(plural),
         _ => &Generic,
+    }
+}
+
+fn registration(plural: &str) -> &'static dyn Strategy {
+    use admission_registration::{Binding, Policy, Webhooks};
+    match plural {
+        "mutatingadmissionpolicies" => &Policy { mutating: true },
+        "mutatingadmissionpolicybindings" => &Binding { mutating: true },
+        "validatingadmissionpolicies" => &Policy { mutating: false },
+        "validatingadmissionpolicybindings" => &Binding { mutating: false },
+        _ => &Webhooks,
     }
 }
 

@@ -307,6 +307,9 @@ async fn serve(directory: &Path, flags: &[&str]) -> Running {
         "127.0.0.1",
         "--secure-port",
         "0",
+        // Endpoints may not be loopback addresses; nobody goes there.
+        "--advertise-address",
+        "192.0.2.1",
     ]
     .map(str::to_owned)
     .into();
