@@ -1,9 +1,40 @@
 //! Discovery documents: which groups, versions and resources are served. Made from a list of resources, so that
 //! built-in kinds, custom resources and aggregated APIs appear alike.
 
+use std::cmp::Ordering;
+
 use serde_json::{Value, json};
 
 use crate::resource::{GroupVersionKind, Resource, Text};
+
+/// Kubernetes' order of versions: `v2` after `v1`, both after `v1beta1`, that after `v1alpha1`, and what looks like
+/// none of these before all, the other way round.
+pub fn compare_versions(a: &str, b: &str) -> Ordering {
+    match (stability(a), stability(b)) {
+        (Some(a), Some(b)) => a.cmp(&b),
+        (Some(_), None) => Ordering::Greater,
+        (None, Some(_)) => Ordering::Less,
+        (None, None) => b.cmp(a),
+    }
+}
+
+/// How stable a version is, its number, and the number of its alpha or beta.
+fn stability(version: &str) -> Option<(u8, u64, u64)> {
+    let rest = version.strip_prefix('v')?;
+    let end = rest
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(rest.len());
+    let major = rest[..end].parse().ok()?;
+    let number = |text: &str| text.parse().ok();
+    match &rest[end..] {
+        "" => Some((2, major, 0)),
+        rest => match (rest.strip_prefix("beta"), rest.strip_prefix("alpha")) {
+            (Some(minor), _) => Some((1, major, number(minor)?)),
+            (_, Some(minor)) => Some((0, major, number(minor)?)),
+            _ => None,
+        },
+    }
+}
 
 /// `/api`: the versions of the core group.
 pub fn core_versions(server_address: &str) -> Value {
@@ -163,6 +194,25 @@ mod tests {
 
     fn all() -> Vec<&'static Resource> {
         builtin().iter().map(|r| &**r).collect()
+    }
+
+    #[test]
+    fn versions_are_ordered_by_stability() {
+        let order = [
+            "foo10",
+            "foo1",
+            "v1alpha2",
+            "v10alpha1",
+            "v3beta1",
+            "v11beta2",
+            "v1",
+            "v2",
+            "v10",
+        ];
+        let mut sorted = order;
+        sorted.reverse();
+        sorted.sort_by(|a, b| compare_versions(a, b));
+        assert_eq!(sorted, order);
     }
 
     #[test]

@@ -92,6 +92,7 @@ pub async fn start(config: &Config) -> Result<Running> {
     let chain = admission::chain(enabled, disabled, guards, &authorizer)?;
     let hooks = post_start(config, advertised);
     registry.assemble(chain, crate::services::reservers(config)?);
+    let definitions = crate::crd::Controller::new(&registry)?;
     let shutdown = CancellationToken::new();
     let server = Arc::new(Server {
         authorizer,
@@ -108,9 +109,11 @@ pub async fn start(config: &Config) -> Result<Running> {
         openapi: crate::openapi::Documents::default(),
         in_flight: tokio::sync::Semaphore::new(crate::server::MAX_IN_FLIGHT),
         kubelets: kubelet::Kubelets::new(config)?,
+        definitions: definitions.clone(),
         registry,
         shutdown,
     });
+    tokio::spawn(definitions.run(server.shutdown.clone()));
     let serving = tokio::spawn(listen::serve(server.clone(), listeners, tls));
     tokio::spawn(hooks::run(server.clone(), hooks));
     Ok(Running {
@@ -277,6 +280,10 @@ fn post_start(config: &Config, advertised: SocketAddr) -> Vec<Hook> {
         let published = crate::bootstrap::authentication(&authentication);
         async move { crate::bootstrap::run(&server.registry, published).await }
     })];
+    hooks.push(Hook::new("crd-informer-synced", |server| async move {
+        server.definitions.synced().await;
+        Ok(())
+    }));
     let range = config.service_cluster_ip_range.clone();
     hooks.push(Hook::new("bootstrap-controller", move |server| {
         let range = range.clone();

@@ -3,22 +3,46 @@
 //! The watch cache keeps objects as bytes. Selectors are answered from what is extracted here, once per revision,
 //! in one pass over the text that builds no tree.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 /// A selectable field: its name in selectors, where its value is read from (the first path that has one), and
 /// what stands for an absent value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Field {
-    pub name: &'static str,
-    pub paths: &'static [&'static str],
-    pub default: &'static str,
+    pub name: Cow<'static, str>,
+    /// None: the name is the path.
+    paths: &'static [&'static str],
+    default: &'static str,
+}
+
+/// The selectable fields of a resource.
+pub type Fields = Cow<'static, [Field]>;
+
+impl Field {
+    /// A selectable field of a custom resource, named like its path.
+    #[must_use]
+    pub fn at(path: String) -> Self {
+        Self {
+            name: Cow::Owned(path),
+            paths: &[],
+            default: "",
+        }
+    }
+
+    fn paths(&self) -> Vec<&str> {
+        match self.paths {
+            [] => vec![&self.name],
+            paths => paths.to_vec(),
+        }
+    }
 }
 
 const fn field(name: &'static str, paths: &'static [&'static str], default: &'static str) -> Field {
     Field {
-        name,
+        name: Cow::Borrowed(name),
         paths,
         default,
     }
@@ -132,13 +156,16 @@ const EVENT_NAMES: [&str; EVENT.len()] = [
 
 /// The fields of a kept object under the names that selectors of a group use for them.
 #[must_use]
-pub fn named(group: &str, kept: &'static [Field]) -> std::borrow::Cow<'static, [Field]> {
+pub fn named<'a>(group: &str, kept: &'a [Field]) -> Cow<'a, [Field]> {
     if group != "events.k8s.io" || kept != EVENT {
         return kept.into();
     }
     let renamed = kept.iter().zip(EVENT_NAMES);
     renamed
-        .map(|(field, name)| Field { name, ..*field })
+        .map(|(field, name)| Field {
+            name: name.into(),
+            ..field.clone()
+        })
         .collect()
 }
 
@@ -174,7 +201,7 @@ pub struct Extract {
 pub fn extract(json: &[u8], fields: &[Field]) -> serde_json::Result<Extract> {
     let paths: Vec<(usize, Vec<&str>)> = fields
         .iter()
-        .flat_map(|field| field.paths)
+        .flat_map(Field::paths)
         .enumerate()
         .map(|(slot, path)| (slot, path.split('.').collect()))
         .collect();
@@ -196,7 +223,7 @@ pub fn extract(json: &[u8], fields: &[Field]) -> serde_json::Result<Extract> {
     let mut slots = found.slots.into_iter();
     let values = fields.iter().map(|field| {
         let mut value = None;
-        for candidate in slots.by_ref().take(field.paths.len()) {
+        for candidate in slots.by_ref().take(field.paths().len()) {
             value = value.or(candidate.filter(|text| !text.is_empty()));
         }
         value.unwrap_or_else(|| field.default.into())
@@ -334,8 +361,12 @@ mod tests {
 
     #[test]
     fn both_groups_of_events_name_the_same_fields() {
-        let names =
-            |group: &str| -> Vec<&str> { named(group, EVENT).iter().map(|f| f.name).collect() };
+        let names = |group: &str| -> Vec<String> {
+            named(group, EVENT)
+                .iter()
+                .map(|f| f.name.to_string())
+                .collect()
+        };
         for (core, own) in names("").into_iter().zip(names("events.k8s.io")) {
             let regarding = core.replace("involvedObject", "regarding");
             let expected = match core {

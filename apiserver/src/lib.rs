@@ -21,6 +21,7 @@ pub mod cache;
 pub mod cel;
 pub mod codec;
 pub mod config;
+pub mod crd;
 pub mod discovery;
 pub mod fields;
 pub mod kubelet;

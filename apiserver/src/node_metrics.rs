@@ -52,6 +52,7 @@ pub fn resources() -> Vec<Arc<Resource>> {
                 storage_prefix: Text::default(),
                 storage_version: true,
                 columns: Vec::new(),
+                scale: None,
                 schema: schema.clone(),
             })
         };

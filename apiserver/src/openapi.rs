@@ -16,7 +16,6 @@ use http::header::{
     ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, ETAG, HeaderValue, IF_NONE_MATCH, VARY,
 };
 use parking_lot::Mutex;
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::aggregation::merge;
@@ -36,7 +35,8 @@ struct Kept {
 /// The documents of one table of resources.
 #[derive(Default)]
 pub struct Documents {
-    kept: Mutex<HashMap<String, Kept>>,
+    /// With the generation of custom resources that each was made from.
+    kept: Mutex<HashMap<String, (u64, Kept)>>,
 }
 
 impl Documents {
@@ -52,24 +52,25 @@ impl Documents {
         match path.split('/').collect::<Vec<_>>().as_slice() {
             ["v2"] => {
                 let routes = aggregator.routes();
-                // Merged documents change with what other servers tell; the last one is enough.
-                let key = match routes.has_remotes() {
-                    true => format!("v2:{}", aggregator.generation()),
-                    false => "v2".to_owned(),
+                // Merged documents change with what other servers tell, too.
+                let others = match routes.has_remotes() {
+                    true => aggregator.generation().wrapping_add(1),
+                    false => 0,
                 };
-                if !self.kept.lock().contains_key(&key) {
-                    self.kept.lock().retain(|kept, _| !kept.starts_with("v2:"));
-                }
-                Some(self.document(exchange, &key, || {
-                    let local = openapi::v2(&resources(&table), &none);
+                let generation = table.fingerprint(|_| true).wrapping_add(others);
+                let make = || {
+                    let local = openapi::v2(&resources(&table));
                     match routes.has_remotes() {
                         true => merge::openapi_v2(&local, &routes),
                         false => local,
                     }
-                }))
+                };
+                Some(self.document(exchange, ("v2", generation), make))
             }
             ["v3"] => {
-                let index = openapi::v3_index(&resources(&table), 0);
+                let generation =
+                    |group_version: &str| table.fingerprint(|r| r.api_version() == group_version);
+                let index = openapi::v3_index(&resources(&table), generation);
                 let index = merge::openapi_v3_index(index, &aggregator.routes());
                 let accept = crate::negotiate::Accept::default();
                 Some(Ok(compress(
@@ -94,14 +95,15 @@ impl Documents {
         let served = resources(table)
             .iter()
             .any(|r| r.group == group && r.version == version);
-        let make = || openapi::v3(&resources(table), group, version, &none).unwrap_or_default();
-        served.then(|| self.document(exchange, path, make))
+        let generation = table.fingerprint(|r| r.group == group && r.version == version);
+        let make = || openapi::v3(&resources(table), group, version).unwrap_or_default();
+        served.then(|| self.document(exchange, (path, generation), make))
     }
 
     fn document(
         &self,
         exchange: &Exchange,
-        key: &str,
+        (key, generation): (&str, u64),
         make: impl FnOnce() -> String,
     ) -> Result<Reply> {
         if wants_only_protobuf(exchange) {
@@ -109,10 +111,11 @@ impl Documents {
         }
         let known = self.kept.lock().get(key).cloned();
         let kept = match known {
-            Some(kept) => kept,
-            None => {
+            Some((made, kept)) if made == generation => kept,
+            _ => {
                 let made = keep(&make())?;
-                self.kept.lock().insert(key.to_owned(), made.clone());
+                let entry = (generation, made.clone());
+                self.kept.lock().insert(key.to_owned(), entry);
                 made
             }
         };
@@ -140,10 +143,6 @@ impl Documents {
         }
         Ok(response)
     }
-}
-
-fn none(_: &Resource) -> Option<Value> {
-    None
 }
 
 fn resources(table: &Table) -> Vec<&Resource> {

@@ -3,8 +3,9 @@
 //!
 //! The definitions of built-in types lie compressed in the binary as JSON text. A document is put together from that
 //! text when it is asked for and nothing is kept, so the caller should cache what it sends, or its ETag. Definitions
-//! of custom resources are handed in by the caller.
+//! of custom resources are made from their schemas ([`custom`]).
 
+mod custom;
 mod paths;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +14,7 @@ use std::io::Read;
 use serde_json::{Value, json};
 
 use crate::resource::{GroupVersionKind, Resource};
+use custom::Dialect;
 
 /// Definitions by package (`core.v1`), each a line `full name` tab `JSON`, deflated. The references in them are those
 /// of OpenAPI v3.
@@ -21,15 +23,13 @@ const PACKAGES: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/openapi.r
 const V3_REF: &str = "#/components/schemas/";
 const V2_REF: &str = "#/definitions/";
 
-/// The OpenAPI schema of a custom resource's version, as its definition has it; `None` for a built-in kind.
-pub type CustomSchema<'a> = &'a dyn Fn(&Resource) -> Option<Value>;
-
 /// `/openapi/v3`: where the document of each group and version is. Clients keep a document for as long as its hash
-/// stays; `generation` must change when a custom resource's schema does.
-pub fn v3_index(resources: &[&Resource], generation: u64) -> Value {
+/// stays; `generation` of a group and version must change when a custom resource's schema in it does.
+pub fn v3_index(resources: &[&Resource], generation: impl Fn(&str) -> u64) -> Value {
     let mut paths = serde_json::Map::new();
     let group_versions: BTreeSet<String> = resources.iter().map(|r| r.api_version()).collect();
     for group_version in group_versions {
+        let generation = generation(&group_version);
         let path = if group_version.contains('/') {
             format!("apis/{group_version}")
         } else {
@@ -43,19 +43,14 @@ pub fn v3_index(resources: &[&Resource], generation: u64) -> Value {
 }
 
 /// FNV-1a: only to tell documents apart.
-fn fnv(bytes: &[u8]) -> u64 {
+pub fn fnv(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, b| {
         (hash ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3)
     })
 }
 
 /// `/openapi/v3/apis/GROUP/VERSION` as JSON text; `None` if nothing of it is served.
-pub fn v3(
-    resources: &[&Resource],
-    group: &str,
-    version: &str,
-    custom: CustomSchema<'_>,
-) -> Option<String> {
+pub fn v3(resources: &[&Resource], group: &str, version: &str) -> Option<String> {
     let served: Vec<&Resource> = resources
         .iter()
         .copied()
@@ -64,7 +59,7 @@ pub fn v3(
     if served.is_empty() {
         return None;
     }
-    let schemas = definitions(&served, custom);
+    let schemas = definitions(&served, Dialect::V3);
     let paths = paths::v3(&served);
     let security = json!({"BearerToken": {"type": "apiKey", "in": "header", "name": "authorization",
         "description": "Bearer Token authentication"}});
@@ -76,8 +71,8 @@ pub fn v3(
 }
 
 /// `/openapi/v2` as JSON text.
-pub fn v2(resources: &[&Resource], custom: CustomSchema<'_>) -> String {
-    let definitions = to_v2(&definitions(resources, custom));
+pub fn v2(resources: &[&Resource]) -> String {
+    let definitions = to_v2(&definitions(resources, Dialect::V2));
     let paths = paths::v2(resources);
     let security = json!({"BearerToken": {"type": "apiKey", "in": "header", "name": "authorization",
         "description": "Bearer Token authentication"}});
@@ -138,7 +133,7 @@ pub fn definition_name(kind: &GroupVersionKind) -> String {
 }
 
 /// The definitions of these resources and all that they refer to, as one JSON object.
-fn definitions(resources: &[&Resource], custom: CustomSchema<'_>) -> String {
+fn definitions(resources: &[&Resource], dialect: Dialect) -> String {
     let mut library = Library::default();
     let mut wanted: Vec<String> = ["DeleteOptions", "Status", "ListMeta", "ObjectMeta"]
         .map(|k| format!("io.k8s.apimachinery.pkg.apis.meta.v1.{k}"))
@@ -146,10 +141,10 @@ fn definitions(resources: &[&Resource], custom: CustomSchema<'_>) -> String {
     let mut own: BTreeMap<String, String> = BTreeMap::new();
     for r in resources {
         let name = definition_name(&r.group_version_kind());
-        match custom(r) {
-            Some(schema) => {
-                own.insert(format!("{name}List"), custom_list(r, &name).to_string());
-                own.insert(name, custom_definition(r, schema).to_string());
+        match custom::definition(r, dialect) {
+            Some(definition) => {
+                own.insert(format!("{name}List"), custom::list(r, &name).to_string());
+                own.insert(name, definition.to_string());
             }
             None => wanted.extend([format!("{name}List"), name]),
         }
@@ -218,42 +213,6 @@ fn kind_extension(r: &Resource, kind: &str) -> Value {
     json!([{"group": r.group, "version": r.version, "kind": kind}])
 }
 
-/// A custom resource's schema with what every object has.
-fn custom_definition(r: &Resource, schema: Value) -> Value {
-    let mut schema = if schema.is_object() {
-        schema
-    } else {
-        json!({})
-    };
-    if !schema["properties"].is_object() {
-        schema["properties"] = json!({});
-    }
-    let string = |description: &str| json!({"type": "string", "description": description});
-    let meta = format!("{V3_REF}io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta");
-    let properties = &mut schema["properties"];
-    properties["apiVersion"] =
-        string("APIVersion defines the versioned schema of this representation of an object.");
-    properties["kind"] =
-        string("Kind is a string value representing the REST resource this object represents.");
-    properties["metadata"] =
-        json!({"description": "Standard object's metadata.", "allOf": [{"$ref": meta}]});
-    schema["type"] = "object".into();
-    schema["x-kubernetes-group-version-kind"] = kind_extension(r, &r.kind);
-    schema
-}
-
-fn custom_list(r: &Resource, name: &str) -> Value {
-    let meta = format!("{V3_REF}io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta");
-    json!({
-        "description": format!("{} is a list of {}", r.list_kind, r.kind), "type": "object", "required": ["items"],
-        "properties": {
-            "apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"allOf": [{"$ref": meta}]},
-            "items": {"type": "array", "items": {"allOf": [{"$ref": format!("{V3_REF}{name}")}]}},
-        },
-        "x-kubernetes-group-version-kind": kind_extension(r, &r.list_kind),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -297,7 +256,7 @@ mod tests {
             .collect::<BTreeSet<_>>()
         {
             let (group, version) = (&*group_version.group, &*group_version.version);
-            let document = read(&v3(&all, group, version, &|_| None).unwrap());
+            let document = read(&v3(&all, group, version).unwrap());
             let schemas = &document["components"]["schemas"];
             check_references(&document, V3_REF, schemas);
             for r in all.iter().filter(|r| r.group_version() == group_version) {
@@ -313,12 +272,12 @@ mod tests {
                 );
             }
         }
-        assert_eq!(v3(&all, "nothing", "v1", &|_| None), None);
+        assert_eq!(v3(&all, "nothing", "v1"), None);
     }
 
     #[test]
     fn definitions_carry_merge_rules_and_descriptions() {
-        let document = read(&v3(&all(), "apps", "v1", &|_| None).unwrap());
+        let document = read(&v3(&all(), "apps", "v1").unwrap());
         let pod = &document["components"]["schemas"]["io.k8s.api.core.v1.PodSpec"];
         let containers = &pod["properties"]["containers"];
         assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
@@ -343,7 +302,7 @@ mod tests {
 
     #[test]
     fn version_two_is_sound_as_well() {
-        let document = read(&v2(&all(), &|_| None));
+        let document = read(&v2(&all()));
         check_references(&document, V2_REF, &document["definitions"]);
         let pod = &document["definitions"]["io.k8s.api.core.v1.PodSpec"]["properties"];
         assert_eq!(
@@ -363,8 +322,9 @@ mod tests {
         widget.kind = "Widget".into();
         widget.list_kind = "WidgetList".into();
         widget.plural = "widgets".into();
-        let schema = json!({"properties": {"spec": {"type": "object"}}});
-        let document = v3(&[&widget], "example.com", "v1", &|_| Some(schema.clone())).unwrap();
+        let schema = json!({"type": "object", "properties": {"spec": {"type": "object"}}});
+        widget.schema = std::sync::Arc::new(crate::schema::Schema::from_open_api(&schema));
+        let document = v3(&[&widget], "example.com", "v1").unwrap();
         let document = read(&document);
         check_references(&document, V3_REF, &document["components"]["schemas"]);
         let definition = &document["components"]["schemas"]["com.example.v1.Widget"];
@@ -378,13 +338,13 @@ mod tests {
     #[test]
     fn the_index_names_every_document() {
         let all = all();
-        let index = v3_index(&all, 1);
+        let index = v3_index(&all, |_| 1);
         let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"]
             .as_str()
             .unwrap();
         assert!(url.starts_with("/openapi/v3/apis/apps/v1?hash="));
         assert!(index["paths"]["api/v1"].is_object());
-        assert_ne!(v3_index(&all, 2), index);
-        assert_eq!(v3_index(&all, 1), index);
+        assert_ne!(v3_index(&all, |_| 2), index);
+        assert_eq!(v3_index(&all, |_| 1), index);
     }
 }

@@ -11,6 +11,11 @@ const PATCHES: [&str; 4] = [
     "application/strategic-merge-patch+json",
     "application/apply-patch+yaml",
 ];
+const CUSTOM_PATCHES: [&str; 3] = [
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/apply-patch+yaml",
+];
 const MEDIA: [&str; 2] = ["application/json", "application/yaml"];
 
 #[derive(Clone, Copy, PartialEq)]
@@ -206,7 +211,13 @@ impl Builder<'_> {
             _ if sub == "log" => (None, None),
             _ => (None, Some(name)),
         };
-        let media: &[&str] = if action == "patch" { &PATCHES } else { &MEDIA };
+        let custom = r.schema.open_api().is_some();
+        let media: &[&str] = match action {
+            // Their lists have no keys for a strategic merge.
+            "patch" if custom => &CUSTOM_PATCHES,
+            "patch" => &PATCHES,
+            _ => &MEDIA,
+        };
         if let Some(body) = body {
             self.add_body(&mut operation, &mut parameters, &body, media, action);
         }

@@ -180,7 +180,17 @@ pub struct Resource {
     pub storage_version: bool,
     /// What `kubectl get` shows.
     pub columns: Vec<Column>,
+    /// Where the scale subresource of a custom resource finds its fields.
+    pub scale: Option<ScalePaths>,
     pub schema: Arc<Schema>,
+}
+
+/// Paths below the object, such as `spec` and `replicas`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ScalePaths {
+    pub spec_replicas: Vec<String>,
+    pub status_replicas: Vec<String>,
+    pub selector: Option<Vec<String>>,
 }
 
 /// A path below a resource, such as `status`, and what is sent to or read from it.

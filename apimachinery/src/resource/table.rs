@@ -250,6 +250,7 @@ fn resource(group: &'static str, version: &'static str, line: &Line) -> Resource
         },
         storage_version: stored && !secondary,
         columns: crate::table::builtin_columns(group, kind),
+        scale: None,
         schema: Arc::new(Schema::builtin(group, version, kind).unwrap_or_else(Schema::any)),
     }
 }

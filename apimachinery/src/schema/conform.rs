@@ -11,25 +11,29 @@ impl Schema {
     /// quantities, times and base64 are written in canonical form. The error is the text of Go's decoder:
     /// `json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32`.
     ///
-    /// Of a custom resource only the metadata is checked: its own schema reports wrong types as field errors.
+    /// Of a custom resource only metadata is checked, its own and that of embedded resources: its schema reports wrong
+    /// types as field errors.
     pub fn conform(&self, document: &mut Value) -> Result<(), String> {
+        if let Some(schema) = &self.open_api {
+            return super::structural::conform_metadata(schema, document);
+        }
         let mut conformer = Conformer {
             arena: &self.arena,
             path: Vec::new(),
         };
-        if self.arena.native {
-            return conformer.visit(self.root, document, "");
+        match self.arena.native {
+            true => conformer.visit(self.root, document, ""),
+            false => Ok(()),
         }
-        let (Node::Object(object), Some(metadata)) =
-            (self.node(self.root), document.get_mut("metadata"))
-        else {
-            return Ok(());
+    }
+
+    /// The same for a part of a document, whose path is shown in messages.
+    pub(super) fn conform_at(&self, part: &mut Value, path: &[&str]) -> Result<(), String> {
+        let mut conformer = Conformer {
+            arena: &self.arena,
+            path: path.to_vec(),
         };
-        let Some(field) = object.field("metadata") else {
-            return Ok(());
-        };
-        conformer.path.push(&field.name);
-        conformer.visit(field.node, metadata, "ObjectMeta")
+        conformer.visit(self.root, part, "ObjectMeta")
     }
 }
 

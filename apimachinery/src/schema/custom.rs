@@ -33,6 +33,7 @@ impl Schema {
                 native: false,
             }),
             root,
+            open_api: Some(Arc::new(schema.clone())),
         }
     }
 }
@@ -58,6 +59,7 @@ impl Builder {
         }
         let node = match schema["type"].as_str().unwrap_or_default() {
             "object" => return self.object(schema),
+            "" if schema["properties"].is_object() => return self.object(schema),
             "array" => Node::List(List {
                 items: self.node(&schema["items"]),
                 merge: match schema["x-kubernetes-list-type"].as_str() {
@@ -122,7 +124,7 @@ impl Builder {
         let object = Object {
             fields: fields.into(),
             atomic,
-            open: preserves(schema),
+            open: preserves(schema) || schema["additionalProperties"] == true,
             ..Object::default()
         };
         let id = self.push(Node::Object(object));

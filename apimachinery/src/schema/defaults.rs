@@ -10,6 +10,11 @@ impl Schema {
     /// Sets every field that has a default and is absent, going into defaults just set. A null counts as absent, but
     /// for a custom resource's nullable field.
     pub fn apply_defaults(&self, document: &mut Value) {
+        if let Some(schema) = &self.open_api {
+            super::structural::drop_nulls(schema, document);
+            super::structural::apply_defaults(schema, document);
+            return;
+        }
         self.default_node(self.root, document);
     }
 

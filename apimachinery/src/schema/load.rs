@@ -31,6 +31,7 @@ pub(super) fn find(name: &str) -> Option<Schema> {
     Some(Schema {
         arena: TYPES.arena.clone(),
         root,
+        open_api: None,
     })
 }
 

@@ -15,6 +15,7 @@ pub mod custom;
 mod defaults;
 mod load;
 mod prune;
+mod structural;
 
 use std::sync::Arc;
 
@@ -29,6 +30,8 @@ type NodeId = u32;
 pub struct Schema {
     arena: Arc<Arena>,
     root: NodeId,
+    /// The structural OpenAPI schema that this was made from, for custom resources.
+    open_api: Option<Arc<Value>>,
 }
 
 #[derive(Debug, Default)]
@@ -145,7 +148,13 @@ impl Schema {
                 native: false,
             }),
             root: 0,
+            open_api: None,
         }
+    }
+
+    /// The structural OpenAPI schema of a custom resource.
+    pub fn open_api(&self) -> Option<&Value> {
+        self.open_api.as_deref()
     }
 
     /// The shape of a built-in kind.

@@ -5,11 +5,14 @@ use serde_json::Value;
 use super::{Node, NodeId, Schema};
 
 /// As many unknown fields are reported, like Kubernetes does; all are removed.
-const REPORTED: usize = 100;
+pub(super) const REPORTED: usize = 100;
 
 impl Schema {
     /// Removes unknown fields and gives their paths: `spec.template.spec.containers[0].imagee`.
     pub fn prune(&self, document: &mut Value) -> Vec<String> {
+        if let Some(schema) = &self.open_api {
+            return super::structural::prune(schema, document, true);
+        }
         let mut pruner = Pruner {
             schema: self,
             path: Vec::new(),
@@ -17,6 +20,14 @@ impl Schema {
         };
         pruner.visit(self.root, document);
         pruner.unknown
+    }
+}
+
+impl Schema {
+    /// Removes from a value what the OpenAPI schema of a custom resource does not know there. `resource`: the value is
+    /// a resource with type and metadata of its own.
+    pub fn prune_value(schema: &Value, value: &mut Value, resource: bool) -> Vec<String> {
+        super::structural::prune(schema, value, resource)
     }
 }
 

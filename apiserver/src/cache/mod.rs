@@ -26,7 +26,8 @@ pub use selection::Selection;
 pub use state::{Change, ChangeKind, Snapshot, Subscription};
 
 use crate::codec;
-use crate::fields::Field;
+use crate::fields::Fields;
+use crate::registry::versions::{Versions, revive};
 use state::State;
 
 /// How long a read waits for the cache to reach a revision (Kubernetes' blockTimeout).
@@ -40,12 +41,15 @@ pub struct WatchCache {
     prefix: Box<str>,
     /// In the version that is stored.
     resource: Arc<Resource>,
-    fields: &'static [Field],
+    fields: Fields,
+    versions: Option<Arc<dyn Versions>>,
     store: Arc<dyn Store>,
     state: RwLock<State>,
     /// The last revision applied; 0 until the first load.
     position: watch::Sender<u64>,
     progress: Mutex<Option<Progress>>,
+    /// Why nothing can be read, while that is so: objects that no webhook converts.
+    failure: Mutex<Option<Status>>,
 }
 
 impl WatchCache {
@@ -54,16 +58,19 @@ impl WatchCache {
         store: Arc<dyn Store>,
         prefix: &str,
         resource: Arc<Resource>,
-        fields: &'static [Field],
+        fields: Fields,
+        versions: Option<Arc<dyn Versions>>,
     ) -> Arc<Self> {
         let cache = Arc::new(Self {
             prefix: prefix.into(),
             resource,
             fields,
+            versions,
             store,
             state: RwLock::default(),
             position: watch::Sender::new(0),
             progress: Mutex::new(None),
+            failure: Mutex::new(None),
         });
         tokio::spawn(follow(Arc::downgrade(&cache)));
         cache
@@ -80,6 +87,9 @@ impl WatchCache {
         let wait = async {
             loop {
                 if *self.position.borrow() == 0 {
+                    if let Some(failure) = self.failure.lock().clone() {
+                        return Err(failure);
+                    }
                     // The sender lives in `self`, so waiting cannot fail.
                     let _ = self
                         .position
@@ -98,11 +108,11 @@ impl WatchCache {
                         .wait_for(|position| *position >= mark.last_event)
                         .await;
                 }
-                return mark.revision;
+                return Ok(mark.revision);
             }
         };
         match tokio::time::timeout(FRESH_TIMEOUT, wait).await {
-            Ok(reached) => Ok(reached),
+            Ok(reached) => reached,
             Err(_) => Err(Status::timeout(
                 format!(
                     "Too large resource version: {revision}, current: {}",
@@ -181,7 +191,7 @@ impl WatchCache {
                     .map_err(expired)?;
                 from = batch.revision;
                 for event in &batch.events {
-                    replayed.extend(self.replay(event, &selection));
+                    replayed.extend(self.replay(event, &selection).await?);
                 }
                 if replayed.len() > MAX_REPLAY {
                     return Err(too_old(revision, position));
@@ -196,27 +206,42 @@ impl WatchCache {
     }
 
     /// A change out of the store's history, as a watcher with this selection sees it.
-    fn replay(&self, event: &StoreEvent, selection: &Selection) -> Option<Change> {
-        let previous = event
-            .prev_kv
-            .as_ref()
-            .and_then(|kv| self.decode(&kv.key, &kv.value, kv.mod_revision));
+    async fn replay(&self, event: &StoreEvent, selection: &Selection) -> Result<Option<Change>> {
+        let previous = match &event.prev_kv {
+            Some(kv) => {
+                let value = self.revive(vec![kv.value.clone()]).await?;
+                self.decode(&kv.key, &value[0], kv.mod_revision)
+            }
+            None => None,
+        };
         let current = match event.kind {
-            EventKind::Put => self.decode(&event.kv.key, &event.kv.value, event.revision()),
+            EventKind::Put => {
+                let value = self.revive(vec![event.kv.value.clone()]).await?;
+                self.decode(&event.kv.key, &value[0], event.revision())
+            }
             EventKind::Delete => None,
         };
-        state::transition(
+        Ok(state::transition(
             current.as_ref(),
             previous.as_ref(),
             event.revision(),
             selection,
-        )
+        ))
+    }
+
+    async fn revive(&self, stored: Vec<Bytes>) -> Result<Vec<Bytes>> {
+        revive(self.versions.as_deref(), stored).await
+    }
+
+    /// Ends all watches, and with its last user the cache: what it serves has changed its shape.
+    pub fn close(&self) {
+        self.state.write().close();
     }
 
     fn decode(&self, key: &str, value: &Bytes, revision: u64) -> Option<Arc<Object>> {
         let key = key.strip_prefix(&*self.prefix)?;
         let object = codec::adopt(value, &self.resource)
-            .and_then(|value| Object::new(key, &value, revision, self.fields));
+            .and_then(|value| Object::new(key, &value, revision, &self.fields));
         match object {
             Ok(object) => Some(Arc::new(object)),
             Err(error) => {
@@ -232,16 +257,23 @@ impl WatchCache {
             return Ok(());
         };
         let loaded = cache.store.range(Range::prefix(&cache.prefix)).await?;
+        let values = loaded.kvs.iter().map(|kv| kv.value.clone()).collect();
+        let values = cache
+            .revive(values)
+            .await
+            .map_err(|error| cache.failed(error))?;
         let objects = loaded
             .kvs
             .iter()
-            .filter_map(|kv| cache.decode(&kv.key, &kv.value, kv.mod_revision));
+            .zip(&values)
+            .filter_map(|(kv, value)| cache.decode(&kv.key, value, kv.mod_revision));
         let objects: Vec<_> = objects.collect();
         let revision = loaded.revision;
         drop(loaded.kvs);
         let mut watch = cache.store.watch(&cache.prefix, revision + 1).await?;
         cache.state.write().reset(objects, revision);
         *cache.progress.lock() = Some(watch.progress());
+        *cache.failure.lock() = None;
         cache.position.send_replace(revision);
         drop(cache);
         while let Some(batch) = watch.next().await {
@@ -249,18 +281,35 @@ impl WatchCache {
             let Some(cache) = this.upgrade() else {
                 return Ok(());
             };
-            cache.apply(&batch.events, batch.revision);
+            cache
+                .apply(&batch.events, batch.revision)
+                .await
+                .map_err(|error| cache.failed(error))?;
         }
         Ok(())
     }
 
-    fn apply(&self, events: &[StoreEvent], revision: u64) {
+    /// Nothing can be read until it can be converted again.
+    fn failed(&self, error: Status) -> storage::Error {
+        let text = error.to_string();
+        *self.failure.lock() = Some(error);
+        // Whoever waits for the first load is to hear of it.
+        self.position.send_replace(0);
+        storage::Error::Unavailable(text)
+    }
+
+    async fn apply(&self, events: &[StoreEvent], revision: u64) -> Result<()> {
         // Decoding happens outside of the lock; readers only ever wait for the pointers to change.
+        let puts = events.iter().filter(|event| event.kind == EventKind::Put);
+        let values = puts.map(|event| event.kv.value.clone()).collect();
+        let mut values = self.revive(values).await?.into_iter();
         let decoded: Vec<_> = events
             .iter()
             .map(|event| {
                 let object = match event.kind {
-                    EventKind::Put => self.decode(&event.kv.key, &event.kv.value, event.revision()),
+                    EventKind::Put => values
+                        .next()
+                        .and_then(|value| self.decode(&event.kv.key, &value, event.revision())),
                     EventKind::Delete => None,
                 };
                 (
@@ -272,6 +321,7 @@ impl WatchCache {
             .collect();
         self.state.write().apply(decoded, revision);
         self.position.send_replace(revision);
+        Ok(())
     }
 }
 

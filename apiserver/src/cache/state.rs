@@ -79,6 +79,8 @@ pub(super) struct State {
     last_change: u64,
     position: u64,
     watchers: Vec<Watcher>,
+    /// Watches end as soon as they begin.
+    closed: bool,
 }
 
 impl State {
@@ -125,6 +127,12 @@ impl State {
             .filter(|(_, object)| selection.matches(object))
             .map(|(_, object)| object.clone())
             .collect()
+    }
+
+    /// Ends all watches, and those that are still to come.
+    pub fn close(&mut self) {
+        self.closed = true;
+        self.watchers.clear();
     }
 
     /// Starts over with what the store holds. Who watches has to list again.
@@ -241,7 +249,9 @@ impl State {
     ) -> Subscription {
         let (sender, receiver) = mpsc::channel(WATCHER_BUFFER);
         self.watchers.retain(|watcher| !watcher.sender.is_closed());
-        self.watchers.push(Watcher { selection, sender });
+        if !self.closed {
+            self.watchers.push(Watcher { selection, sender });
+        }
         Subscription {
             initial,
             receiver,

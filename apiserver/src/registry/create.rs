@@ -9,6 +9,7 @@ use storage::Expect;
 
 use super::managed::Tracking;
 use super::table::Served;
+use super::versions::Encoded;
 use super::{Call, Registry, Reservation, Target, Written, decode, meta};
 use crate::admission::Operation;
 use crate::cache::{Object, store_error};
@@ -124,7 +125,7 @@ impl Registry {
         object: &mut Value,
         call: &mut Call<'_>,
     ) -> Result<()> {
-        let (strategy, context) = (target.served.strategy, target.context(call.user));
+        let (strategy, context) = (&*target.served.strategy, target.context(call.user));
         strategy.prepare_for_create(&context, object);
         if strategy.has_generation(&context) {
             object::set_metadata(object, "generation", 1);
@@ -149,36 +150,38 @@ impl Registry {
         object: &Value,
         dry_run: bool,
     ) -> Result<Arc<Object>> {
-        let (key, stored) = (target.storage_key(), self.encode(target.served, object)?);
+        let key = target.storage_key();
+        let Encoded { stored, shown } = self.encode(target.served, object).await?;
         let exists = || Status::already_exists(&target.group_resource(), target.name);
         if dry_run {
             return match self.store.get(&key).await.map_err(store_error)? {
                 Some(_) => Err(exists()),
-                None => finished(target, &stored, 0),
+                None => finished(target, &shown, 0),
             };
         }
         match self
             .store
-            .put(
-                &key,
-                Expect::Absent,
-                stored.clone(),
-                self.ttl(target.served),
-            )
+            .put(&key, Expect::Absent, stored, self.ttl(target.served))
             .await
         {
-            Ok(revision) => finished(target, &stored, revision),
+            Ok(revision) => finished(target, &shown, revision),
             Err(storage::Error::Conflict { .. }) => Err(exists()),
             Err(error) => Err(store_error(error)),
         }
     }
 
     /// The stored form, in the version that is stored.
-    pub(super) fn encode(&self, served: &Served, object: &Value) -> Result<bytes::Bytes> {
-        Ok(match served.converts() {
+    pub(super) async fn encode(&self, served: &Served, object: &Value) -> Result<Encoded> {
+        if let Some(versions) = &served.storage.versions {
+            return Ok(Encoded {
+                stored: codec::encode(&versions.write(object.clone()).await?),
+                shown: codec::encode(object),
+            });
+        }
+        Ok(Encoded::same(match served.converts() {
             true => codec::encode(&decode::convert(object.clone(), &served.storage.resource)),
             false => codec::encode(object),
-        })
+        }))
     }
 
     pub(super) async fn reserve(

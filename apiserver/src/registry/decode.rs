@@ -292,6 +292,10 @@ pub fn complete(served: &Served, mut object: Value) -> Value {
     }
     object["apiVersion"] = resource.api_version().into();
     object["kind"] = resource.kind.as_ref().into();
+    // What a webhook added to a custom resource has not been checked yet.
+    if resource.schema.open_api().is_some() {
+        resource.schema.prune(&mut object);
+    }
     resource.schema.apply_defaults(&mut object);
     served.strategy.default(&mut object);
     object

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use storage::Expect;
 
 use super::create::finished;
+use super::versions::Encoded;
 use super::{Call, Registry, Target};
 use crate::admission::Operation;
 use crate::cache::{Object, Selection, store_error};
@@ -149,12 +150,12 @@ impl Registry {
         let mut admitted = false;
         loop {
             let found = self.store.get(&key).await.map_err(store_error)?;
-            let Some(mut kv) = found else {
+            let Some(kv) = found else {
                 return Err(target.not_found());
             };
-            kv.value = target.served.storage.adopt(&kv.key, &kv.value)?;
             let corrupt = |error: serde_json::Error| Status::internal(format!("{key}: {error}"));
-            let current: Value = serde_json::from_slice(&kv.value).map_err(corrupt)?;
+            let shown = target.served.storage.shown(&kv.key, &kv.value).await?;
+            let current: Value = serde_json::from_slice(&shown).map_err(corrupt)?;
             check_preconditions(target, options, &current, kv.mod_revision)?;
             if !std::mem::replace(&mut admitted, true) {
                 let mut nothing = Value::Null;
@@ -167,28 +168,32 @@ impl Registry {
             let result = match plan(target, options, &current, Self::now()) {
                 Plan::Pending => {
                     return Ok(Deleted {
-                        object: finished(target, &kv.value, kv.mod_revision)?,
+                        object: finished(target, &shown, kv.mod_revision)?,
                         gone: false,
                     });
                 }
                 Plan::Remove if options.dry_run => {
                     return Ok(Deleted {
-                        object: finished(target, &kv.value, kv.mod_revision)?,
+                        object: finished(target, &shown, kv.mod_revision)?,
                         gone: true,
                     });
                 }
                 Plan::Remove => match self.store.delete(&key, expect).await {
                     Ok(deleted) => {
                         self.after_delete(target, &current).await;
-                        let object = finished(target, &kv.value, deleted.revision)?;
+                        let object = finished(target, &shown, deleted.revision)?;
                         return Ok(Deleted { object, gone: true });
                     }
                     Err(error) => Err(error),
                 },
                 Plan::Mark(marked) => {
-                    let stored = crate::codec::encode(&marked);
+                    let Encoded { stored, shown } = match target.served.storage.versions {
+                        Some(_) => self.encode(target.served, &marked).await?,
+                        // What is there is in the stored version, whatever the request's.
+                        None => Encoded::same(crate::codec::encode(&marked)),
+                    };
                     if options.dry_run {
-                        let object = finished(target, &stored, kv.mod_revision)?;
+                        let object = finished(target, &shown, kv.mod_revision)?;
                         return Ok(Deleted {
                             object,
                             gone: false,
@@ -196,12 +201,12 @@ impl Registry {
                     }
                     match self
                         .store
-                        .put(&key, expect, stored.clone(), self.ttl(target.served))
+                        .put(&key, expect, stored, self.ttl(target.served))
                         .await
                     {
                         Ok(revision) => {
                             return Ok(Deleted {
-                                object: finished(target, &stored, revision)?,
+                                object: finished(target, &shown, revision)?,
                                 gone: false,
                             });
                         }
@@ -276,7 +281,7 @@ fn check_preconditions(
 }
 
 fn plan(target: Target<'_>, options: &DeleteOptions, current: &Value, now: Timestamp) -> Plan {
-    let strategy = target.served.strategy;
+    let strategy = &*target.served.strategy;
     let mut marked = current.clone();
     let requested = options
         .grace_period

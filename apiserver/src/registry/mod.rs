@@ -13,6 +13,7 @@ pub mod meta;
 pub mod read;
 pub mod table;
 pub mod update;
+pub mod versions;
 pub mod yaml;
 
 use std::borrow::Cow;
@@ -199,6 +200,11 @@ impl Registry {
     #[must_use]
     pub fn table(&self) -> Arc<Table> {
         self.table.load_full()
+    }
+
+    /// Serves these custom resources from now on, in place of those there were.
+    pub fn set_custom(&self, custom: Vec<Arc<Served>>) {
+        self.table.rcu(|table| table.with_custom(custom.clone()));
     }
 
     pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Served>> {

@@ -14,6 +14,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
 use super::table::Served;
+use super::versions::revive;
 use super::{Registry, Target};
 use crate::cache::{Object, Selection, Snapshot, store_error};
 use crate::query::Query;
@@ -312,10 +313,12 @@ impl Registry {
             range = range.limit(limit + 1);
         }
         let result = self.store.range(range).await.map_err(store_error)?;
-        let objects = result.kvs.iter().filter_map(|kv| {
+        let values = result.kvs.iter().map(|kv| kv.value.clone()).collect();
+        let values = revive(kept.versions.as_deref(), values).await?;
+        let objects = result.kvs.iter().zip(&values).filter_map(|(kv, value)| {
             let key = kv.key.strip_prefix(&*kept.prefix)?;
-            let value = kept.adopt(&kv.key, &kv.value).ok()?;
-            Object::new(key, &value, kv.mod_revision, kept.fields)
+            let value = kept.adopt(&kv.key, value).ok()?;
+            Object::new(key, &value, kv.mod_revision, &kept.fields)
                 .ok()
                 .map(Arc::new)
         });

@@ -9,34 +9,65 @@ use apimachinery::status::{Result, Status};
 use bytes::Bytes;
 use storage::Store;
 
+use super::versions::Versions;
 use crate::cache::WatchCache;
 use crate::codec;
-use crate::fields::{self, Field};
-use crate::strategy::{self, Strategy};
+use crate::fields::{self, Fields};
+use crate::strategy::{self, Rules};
 
 /// A resource in one version, with what serves it.
 pub struct Served {
     pub resource: Arc<Resource>,
-    pub strategy: &'static dyn Strategy,
+    pub strategy: Rules,
     pub storage: Arc<Kept>,
+    /// What users of this version are warned of.
+    pub deprecation: Option<String>,
+    /// Tells documents about this resource apart, on every server alike; 0 for built-in kinds.
+    pub fingerprint: u64,
 }
 
-/// Where a resource's objects are kept: shared by all its versions.
+/// Where a resource's objects are kept: shared by all versions of a built-in kind. A custom resource's versions have
+/// one each, since each is converted and defaulted on its own.
 pub struct Kept {
     /// `/registry/pods/`
     pub prefix: String,
     /// The version that is stored.
     pub resource: Arc<Resource>,
-    pub fields: &'static [Field],
+    pub fields: Fields,
+    /// How what is stored becomes what is served, if it is not the same.
+    pub versions: Option<Arc<dyn Versions>>,
     cache: OnceLock<Arc<WatchCache>>,
 }
 
 impl Kept {
+    #[must_use]
+    pub fn new(
+        resource: &Arc<Resource>,
+        fields: Fields,
+        versions: Option<Arc<dyn Versions>>,
+    ) -> Self {
+        Self {
+            prefix: match resource.is_stored() {
+                true => resource.storage_range(""),
+                false => String::new(),
+            },
+            resource: resource.clone(),
+            fields,
+            versions,
+            cache: OnceLock::new(),
+        }
+    }
+
     /// The watch cache, started by its first user.
     pub fn cache(&self, store: &Arc<dyn Store>) -> &Arc<WatchCache> {
         self.cache.get_or_init(|| {
-            let resource = self.resource.clone();
-            WatchCache::start(store.clone(), &self.prefix, resource, self.fields)
+            WatchCache::start(
+                store.clone(),
+                &self.prefix,
+                self.resource.clone(),
+                self.fields.clone(),
+                self.versions.clone(),
+            )
         })
     }
 
@@ -53,10 +84,11 @@ impl Kept {
 }
 
 impl Served {
-    /// Whether objects have to be converted between this version and the stored one.
+    /// Whether objects have to be converted between this version and the stored one. Those of custom resources have
+    /// been when they are read.
     #[must_use]
     pub fn converts(&self) -> bool {
-        !Arc::ptr_eq(&self.resource, &self.storage.resource)
+        self.storage.versions.is_none() && !Arc::ptr_eq(&self.resource, &self.storage.resource)
     }
 
     /// The protobuf form of this kind, which only built-in kinds have.
@@ -73,6 +105,8 @@ type ByPlural = HashMap<String, Arc<Served>>;
 pub struct Table {
     groups: HashMap<String, HashMap<String, ByPlural>>,
     all: Vec<Arc<Served>>,
+    /// How many of them are built in; custom resources follow.
+    builtin: usize,
 }
 
 impl Table {
@@ -89,12 +123,8 @@ impl Table {
         {
             kept.entry(resource.storage_prefix.to_string())
                 .or_insert_with(|| {
-                    Arc::new(Kept {
-                        prefix: resource.storage_range(""),
-                        resource: resource.clone(),
-                        fields: fields::of(&resource.group, &resource.plural),
-                        cache: OnceLock::new(),
-                    })
+                    let fields = fields::of(&resource.group, &resource.plural);
+                    Arc::new(Kept::new(resource, fields.into(), None))
                 });
         }
         let mut table = Self::default();
@@ -103,24 +133,55 @@ impl Table {
                 kept[&*resource.storage_prefix].clone()
             } else {
                 // Nothing is kept, but everything has a place.
-                Arc::new(Kept {
-                    prefix: String::new(),
-                    resource: resource.clone(),
-                    fields: &[],
-                    cache: OnceLock::new(),
-                })
+                Arc::new(Kept::new(&resource, Fields::default(), None))
             };
             let served = Arc::new(Served {
-                strategy: strategy::of(&resource.group, &resource.plural),
+                strategy: Rules::Builtin(strategy::of(&resource.group, &resource.plural)),
                 resource: resource.clone(),
                 storage,
+                deprecation: None,
+                fingerprint: 0,
             });
-            let versions = table.groups.entry(resource.group.to_string()).or_default();
-            let plurals = versions.entry(resource.version.to_string()).or_default();
-            plurals.insert(resource.plural.to_string(), served.clone());
-            table.all.push(served);
+            table.insert(served);
+        }
+        table.builtin = table.all.len();
+        table
+    }
+
+    fn insert(&mut self, served: Arc<Served>) {
+        let resource = &served.resource;
+        let versions = self.groups.entry(resource.group.to_string()).or_default();
+        let plurals = versions.entry(resource.version.to_string()).or_default();
+        plurals.insert(resource.plural.to_string(), served.clone());
+        self.all.push(served);
+    }
+
+    /// The same built-in kinds with these custom resources. A built-in kind is never replaced.
+    #[must_use]
+    pub fn with_custom(&self, custom: Vec<Arc<Served>>) -> Self {
+        let mut table = Self::default();
+        for served in &self.all[..self.builtin] {
+            table.insert(served.clone());
+        }
+        table.builtin = self.builtin;
+        for served in custom {
+            let resource = &served.resource;
+            if table
+                .find(&resource.group, &resource.version, &resource.plural)
+                .is_none()
+            {
+                table.insert(served);
+            }
         }
         table
+    }
+
+    /// Changes with the custom resources that are meant.
+    pub fn fingerprint(&self, meant: impl Fn(&Resource) -> bool) -> u64 {
+        let custom = self.all[self.builtin..].iter();
+        custom
+            .filter(|served| meant(&served.resource))
+            .fold(0, |sum, served| sum.wrapping_add(served.fingerprint))
     }
 
     #[must_use]
@@ -140,7 +201,7 @@ impl Table {
         Some(
             std::iter::once(first)
                 .chain(versions)
-                .find(|served| !served.converts())
+                .find(|served| served.resource.storage_version)
                 .unwrap_or(first),
         )
     }

@@ -13,6 +13,7 @@ use storage::{Expect, KeyValue};
 
 use super::create::finished;
 use super::managed::Tracking;
+use super::versions::Encoded;
 use super::{Call, Registry, Target, Written, decode, meta};
 use crate::admission::Operation;
 use crate::cache::{Object, store_error};
@@ -79,7 +80,7 @@ impl Registry {
             let Some(kv) = found else {
                 return Err(target.not_found());
             };
-            let current = self.current(target, kv)?;
+            let current = self.current(target, kv).await?;
             call.warnings.clear();
             let object = change(&current.object)?;
             match self
@@ -128,11 +129,11 @@ impl Registry {
             _ => None,
         };
         keep_times(&mut object, old);
-        let stored = self.encode(target.served, &object)?;
+        let Encoded { stored, shown } = self.encode(target.served, &object).await?;
         if call.dry_run || stored == current.stored {
             // Nothing to write: the version stays what it was.
             self.settle(reservation, !call.dry_run).await;
-            let object = finished(target, &stored, current.revision)?;
+            let object = finished(target, &shown, current.revision)?;
             return Ok(Ok(Written {
                 object,
                 created: false,
@@ -144,14 +145,14 @@ impl Registry {
             .put(
                 &target.storage_key(),
                 expect,
-                stored.clone(),
+                stored,
                 self.ttl(target.served),
             )
             .await;
         self.settle(reservation, put.is_ok()).await;
         match put {
             Ok(revision) => Ok(Ok(Written {
-                object: finished(target, &stored, revision)?,
+                object: finished(target, &shown, revision)?,
                 created: false,
             })),
             Err(storage::Error::Conflict { current }) => Ok(Err(current)),
@@ -159,10 +160,10 @@ impl Registry {
         }
     }
 
-    fn current(&self, target: Target<'_>, kv: KeyValue) -> Result<Current> {
+    async fn current(&self, target: Target<'_>, kv: KeyValue) -> Result<Current> {
         let corrupt = |error: serde_json::Error| Status::internal(format!("{}: {error}", kv.key));
-        let value = target.served.storage.adopt(&kv.key, &kv.value)?;
-        let mut stored: Value = serde_json::from_slice(&value).map_err(corrupt)?;
+        let shown = target.served.storage.shown(&kv.key, &kv.value).await?;
+        let mut stored: Value = serde_json::from_slice(&shown).map_err(corrupt)?;
         object::set_metadata(&mut stored, "resourceVersion", kv.mod_revision.to_string());
         let served = target.served;
         let object = match served.converts() {
@@ -210,7 +211,7 @@ impl Registry {
         object: &mut Value,
         old: &Value,
     ) -> Result<()> {
-        let (strategy, context) = (target.served.strategy, target.context(call.user));
+        let (strategy, context) = (&*target.served.strategy, target.context(call.user));
         meta::keep(object, old);
         if target.subresource == "binding" {
             // What a binding changes is made here, not sent: there is nothing to check.
@@ -264,7 +265,7 @@ impl Registry {
         object: &Value,
         dry_run: bool,
     ) -> Result<std::result::Result<Written, Option<Box<KeyValue>>>> {
-        let stored = self.encode(target.served, object)?;
+        let shown = self.encode(target.served, object).await?.shown;
         let mut revision = current.revision;
         if !dry_run {
             match self
@@ -279,7 +280,7 @@ impl Registry {
             self.after_delete(target, object).await;
         }
         Ok(Ok(Written {
-            object: finished(target, &stored, revision)?,
+            object: finished(target, &shown, revision)?,
             created: false,
         }))
     }

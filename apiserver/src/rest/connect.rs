@@ -21,14 +21,14 @@ use serde_json::Value;
 use super::rewrite::Place;
 use super::websocket::is_websocket;
 use super::{Exchange, text};
-use crate::authz::{self, Attributes};
 use crate::admission::webhook::versions::connect_options;
+use crate::authz::{self, Attributes};
 use crate::body::{Body, Reply};
 use crate::kubelet::{Endpoint, Kind};
 use crate::proxy::is_upgrade;
 use crate::query::Query;
 use crate::registry::table::Served;
-use crate::registry::{Call, Target};
+use crate::registry::{Call, Registry, Target};
 use crate::services::resolve::{ready, slices_of};
 use crate::strategy::check::{Checks, NOT_NEGATIVE};
 
@@ -549,21 +549,30 @@ async fn pod_endpoint(exchange: &Exchange, named: &Named<'_>) -> Result<Endpoint
 async fn service_endpoint(exchange: &Exchange, named: &Named<'_>) -> Result<Endpoint> {
     let registry = &exchange.server.registry;
     let namespace = &exchange.info.namespace;
-    let service = registry
-        .get("", "services", namespace, named.name)
-        .await?
-        .value();
-    let none = || {
-        Status::service_unavailable(format!(
-            "no endpoints available for service {:?}",
-            named.name
-        ))
-    };
+    let mut found = service_addresses(registry, namespace, named.name, named.port).await?;
+    let address = found.swap_remove(rand::rng().random_range(0..found.len()));
+    allowed(address.ip())?;
+    Ok(Endpoint {
+        kind: kind(named.tls),
+        address,
+    })
+}
+
+/// The addresses behind a port (its name, its number, or empty for the only one) of a Service: at least one.
+pub async fn service_addresses(
+    registry: &Registry,
+    namespace: &str,
+    name: &str,
+    port: &str,
+) -> Result<Vec<SocketAddr>> {
+    let service = registry.get("", "services", namespace, name).await?.value();
+    let none =
+        || Status::service_unavailable(format!("no endpoints available for service {name:?}"));
     let ports = service["spec"]["ports"]
         .as_array()
         .cloned()
         .unwrap_or_default();
-    let port = match (named.port, ports.as_slice()) {
+    let port = match (port, ports.as_slice()) {
         ("", [only]) => Some(only),
         ("", several) => several
             .iter()
@@ -583,22 +592,17 @@ async fn service_endpoint(exchange: &Exchange, named: &Named<'_>) -> Result<Endp
         .list(
             "discovery.k8s.io",
             "endpointslices",
-            &slices_of(namespace, named.name),
+            &slices_of(namespace, name),
         )
         .await?;
-    let mut found: Vec<SocketAddr> = slices
+    let found: Vec<SocketAddr> = slices
         .iter()
         .flat_map(|slice| ready(&slice.value(), &port_name))
         .collect();
-    if found.is_empty() {
-        return Err(none());
+    match found.is_empty() {
+        true => Err(none()),
+        false => Ok(found),
     }
-    let address = found.swap_remove(rand::rng().random_range(0..found.len()));
-    allowed(address.ip())?;
-    Ok(Endpoint {
-        kind: kind(named.tls),
-        address,
-    })
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ use crate::authz::{self, Attributes, Decision};
 use crate::body::Reply;
 use crate::negotiate::Accept;
 use crate::query::Query;
+use crate::registry::table::Served;
 use crate::request::RequestInfo;
 use crate::server::Server;
 use crate::server::health::Health;
@@ -207,13 +208,29 @@ impl Answering<'_> {
 /// Resources: the kind is found by its path, then the verb decides.
 async fn route(exchange: Exchange, request: Request<Incoming>) -> Result<Reply> {
     let info = &exchange.info;
-    let Some(served) = exchange
-        .server
-        .registry
-        .find(&info.group, &info.version, &info.resource)
-    else {
-        return Err(Status::unknown_path());
+    let registry = &exchange.server.registry;
+    let find = || registry.find(&info.group, &info.version, &info.resource);
+    let served = match find() {
+        Some(served) => served,
+        // Perhaps defined a moment ago, through another server.
+        None if info.group.contains('.') => {
+            exchange.server.definitions.caught_up().await?;
+            find().ok_or_else(Status::unknown_path)?
+        }
+        None => return Err(Status::unknown_path()),
     };
+    let deprecation = served.deprecation.clone();
+    let mut response = dispatch(exchange, served, request).await?;
+    respond::warn(&mut response, deprecation.as_slice());
+    Ok(response)
+}
+
+async fn dispatch(
+    exchange: Exchange,
+    served: Arc<Served>,
+    request: Request<Incoming>,
+) -> Result<Reply> {
+    let info = &exchange.info;
     let resource = &served.resource;
     let own_namespace = resource.plural == "namespaces" && resource.group.is_empty();
     if !resource.namespaced && !own_namespace && !info.namespace.is_empty() {
@@ -236,7 +253,9 @@ async fn route(exchange: Exchange, request: Request<Incoming>) -> Result<Reply> 
     if info.verb == "proxy" || info.parts.len() > 2 {
         return Err(Status::unknown_path());
     }
-    if !resource.has_verb(&info.verb) {
+    // Those of a definition that is being deleted may still be changed, though discovery does not say so.
+    let custom = served.storage.versions.is_some() && matches!(&*info.verb, "update" | "patch");
+    if !custom && !resource.has_verb(&info.verb) {
         return Err(Status::method_not_allowed());
     }
     if resource.group == crate::node_metrics::GROUP {

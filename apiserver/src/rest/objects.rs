@@ -91,7 +91,7 @@ impl Exchange {
         let (labels, fields) = ("labelSelector", "fieldSelector");
         let labels = self.query.get(labels).unwrap_or_default();
         let fields = self.query.get(fields).unwrap_or_default();
-        let known = crate::fields::named(&served.resource.group, served.storage.fields);
+        let known = crate::fields::named(&served.resource.group, &served.storage.fields);
         let mut selection = Selection::parse(self.namespace(), labels, fields, &known)?;
         // `/watch/.../NAME` watches one object.
         if self.info.parts.len() > 1 {

@@ -25,6 +25,8 @@ const ACCEPTED: [&str; 4] = [
     apply::MEDIA_TYPE,
 ];
 
+const STRATEGIC: &str = "application/strategic-merge-patch+json";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Json,
@@ -151,6 +153,14 @@ pub async fn handle(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -
     let presenter = exchange.presenter(served)?;
     let options = WriteOptions::read(exchange, "PatchOptions")?;
     refuse_force(exchange)?;
+    // A custom resource's schema has no patch strategies.
+    if served.resource.schema.open_api().is_some() && media == STRATEGIC {
+        return Err(Status::unsupported_media_type(&[
+            "application/json-patch+json",
+            "application/merge-patch+json",
+            "application/apply-patch+yaml",
+        ]));
+    }
     let patch = Patch::read(&media, &body::read(body).await?)?;
     let target = exchange.target(served);
     let mut call = options.call(exchange);

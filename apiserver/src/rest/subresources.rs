@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use apimachinery::field::{Error, ErrorList, Path};
 use apimachinery::object;
-use apimachinery::resource::{GroupKind, GroupResource, GroupVersionKind};
+use apimachinery::resource::{GroupKind, GroupResource, GroupVersionKind, Resource};
 use apimachinery::status::{Result, Status};
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
@@ -15,6 +15,7 @@ use super::patch::Patch;
 use super::respond::{document, warn};
 use super::{Exchange, apply, connect, eviction, objects};
 use crate::body::{self, Reply};
+use crate::crd::nested;
 use crate::negotiate::{Accept, content_type, media};
 use crate::registry::decode;
 use crate::registry::table::Served;
@@ -221,7 +222,7 @@ async fn scale(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -> Res
     let target = exchange.target(served);
     if exchange.info.verb == "get" {
         let object = registry.read(target, None).await?;
-        let scale = scale_of(&registry.document(target, &object)?);
+        let scale = scale_of(&served.resource, &registry.document(target, &object)?);
         return Ok(document(StatusCode::OK, &scale, accept));
     }
     let options = WriteOptions::read(exchange, "UpdateOptions")?;
@@ -236,7 +237,8 @@ async fn scale(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -> Res
     } else if exchange.info.verb == "patch" {
         let bytes = body::read(body).await?;
         let patch = Patch::read(content_type(&exchange.headers), &bytes)?;
-        let change = |old: &Value| rescale(old, &patch.merge(&scale_of(old))?);
+        let resource = &served.resource;
+        let change = |old: &Value| rescale(resource, old, &patch.merge(&scale_of(resource, old))?);
         registry.update(target, &mut call, change).await?
     } else {
         let bytes = body::read(body).await?;
@@ -252,10 +254,15 @@ async fn scale(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -> Res
         let mut scale = parsed.value;
         meta_name(exchange, &mut scale)?;
         registry
-            .update(target, &mut call, |old| rescale(old, &scale))
+            .update(target, &mut call, |old| {
+                rescale(&served.resource, old, &scale)
+            })
             .await?
     };
-    let scale = scale_of(&registry.document(target, &written.object)?);
+    let scale = scale_of(
+        &served.resource,
+        &registry.document(target, &written.object)?,
+    );
     let mut response = document(StatusCode::OK, &scale, accept);
     warn(&mut response, &call.warnings);
     Ok(response)
@@ -274,19 +281,30 @@ fn scaled(target: Target<'_>, scale: &Value) -> Result<Value> {
     });
     object::set_name(&mut wanted, target.name);
     if let Some(replicas) = scale["spec"].get("replicas") {
-        wanted["spec"] = json!({ "replicas": replicas });
+        match &resource.scale {
+            Some(paths) => set_nested(&mut wanted, &paths.spec_replicas, replicas.clone()),
+            None => wanted["spec"] = json!({ "replicas": replicas }),
+        }
     }
     Ok(wanted)
 }
 
-fn scale_of(object: &Value) -> Value {
+fn scale_of(resource: &Resource, object: &Value) -> Value {
     let (metadata, spec) = (&object["metadata"], &object["spec"]);
-    let selector = match spec["selector"]
-        .get("matchLabels")
-        .or(spec["selector"].get("matchExpressions"))
-    {
-        Some(_) => apimachinery::selector::LabelSelector::from_value(&spec["selector"]),
-        None => apimachinery::selector::LabelSelector::from_map(&spec["selector"]),
+    let (replicas, status) = match &resource.scale {
+        Some(paths) => {
+            let count = |path: &[String]| nested(object, path).and_then(Value::as_i64);
+            let mut status = json!({"replicas": count(&paths.status_replicas).unwrap_or(0)});
+            let selector = paths
+                .selector
+                .as_deref()
+                .and_then(|path| nested(object, path));
+            if let Some(selector) = selector.and_then(Value::as_str).filter(|s| !s.is_empty()) {
+                status["selector"] = selector.into();
+            }
+            (count(&paths.spec_replicas).unwrap_or(0), status)
+        }
+        None => (spec["replicas"].as_i64().unwrap_or(0), status_of(object)),
     };
     let mut kept = json!({});
     for field in [
@@ -300,18 +318,31 @@ fn scale_of(object: &Value) -> Value {
             kept[field] = metadata[field].clone();
         }
     }
+    json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": kept,
+        "spec": {"replicas": replicas}, "status": status,
+    })
+}
+
+/// The status of a built-in kind's scale.
+fn status_of(object: &Value) -> Value {
+    let spec = &object["spec"];
+    let selector = match spec["selector"]
+        .get("matchLabels")
+        .or(spec["selector"].get("matchExpressions"))
+    {
+        Some(_) => apimachinery::selector::LabelSelector::from_value(&spec["selector"]),
+        None => apimachinery::selector::LabelSelector::from_map(&spec["selector"]),
+    };
     let mut status = json!({"replicas": object["status"]["replicas"].as_i64().unwrap_or(0)});
     if let Ok(selector) = selector {
         status["selector"] = selector.to_string().into();
     }
-    json!({
-        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": kept,
-        "spec": {"replicas": spec["replicas"].as_i64().unwrap_or(0)}, "status": status,
-    })
+    status
 }
 
 /// The object with the replica count of a Scale, under the Scale's preconditions.
-fn rescale(old: &Value, scale: &Value) -> Result<Value> {
+fn rescale(resource: &Resource, old: &Value, scale: &Value) -> Result<Value> {
     let replicas = &scale["spec"]["replicas"];
     let path = Path::new("spec").child("replicas");
     let fail = |error| {
@@ -343,17 +374,36 @@ fn rescale(old: &Value, scale: &Value) -> Result<Value> {
         },
     };
     let mut object = old.clone();
-    object["spec"]["replicas"] = replicas.into();
+    match &resource.scale {
+        Some(paths) => set_nested(&mut object, &paths.spec_replicas, replicas.into()),
+        None => object["spec"]["replicas"] = replicas.into(),
+    }
     let metadata = &scale["metadata"];
-    object::set_metadata(
-        &mut object,
-        "resourceVersion",
-        metadata["resourceVersion"].clone(),
-    );
+    // Without a version in it, a Scale is for whatever is there.
+    if metadata["resourceVersion"]
+        .as_str()
+        .is_some_and(|v| !v.is_empty())
+    {
+        let version = metadata["resourceVersion"].clone();
+        object::set_metadata(&mut object, "resourceVersion", version);
+    }
     if metadata["uid"].as_str().is_some_and(|uid| !uid.is_empty()) {
         object::set_metadata(&mut object, "uid", metadata["uid"].clone());
     }
     Ok(object)
+}
+
+/// Sets what is at a path, making objects on the way.
+fn set_nested(object: &mut Value, path: &[String], value: Value) {
+    let [parents @ .., last] = path else { return };
+    let mut at = object;
+    for name in parents {
+        if !at[name].is_object() {
+            at[name] = json!({});
+        }
+        at = &mut at[name];
+    }
+    at[last] = value;
 }
 
 #[cfg(test)]
@@ -380,13 +430,17 @@ mod tests {
     fn scales() {
         let object = json!({"metadata": {"name": "d", "resourceVersion": "3"},
             "spec": {"replicas": 2, "selector": {"matchLabels": {"a": "b"}}}, "status": {"replicas": 1}});
-        let mut scale = scale_of(&object);
+        let resource = &*apimachinery::resource::builtin()[0];
+        let mut scale = scale_of(resource, &object);
         assert_eq!(scale["status"], json!({"replicas": 1, "selector": "a=b"}));
         scale["spec"]["replicas"] = json!(5);
-        assert_eq!(rescale(&object, &scale).unwrap()["spec"]["replicas"], 5);
+        assert_eq!(
+            rescale(resource, &object, &scale).unwrap()["spec"]["replicas"],
+            5
+        );
         for bad in [json!(-1), json!("x"), json!(1_u64 << 40)] {
             scale["spec"]["replicas"] = bad;
-            assert_eq!(rescale(&object, &scale).unwrap_err().code, 422);
+            assert_eq!(rescale(resource, &object, &scale).unwrap_err().code, 422);
         }
     }
 }

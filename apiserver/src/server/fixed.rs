@@ -37,14 +37,16 @@ impl Server {
                 let value = self.token_keys(path).ok_or_else(Status::unknown_path)?;
                 Ok(published(path, &value))
             }
-            path if path.starts_with("/openapi") => self
-                .openapi
-                .answer(&self.registry, exchange)
-                .unwrap_or_else(|| Err(Status::unknown_path())),
-            _ => self
-                .discovery
-                .answer(&self.registry, exchange)
-                .unwrap_or_else(|| Err(Status::unknown_path())),
+            path => {
+                // Whoever has just defined a kind finds it, whichever server they asked.
+                self.definitions.caught_up().await?;
+                let answer = if path.starts_with("/openapi") {
+                    self.openapi.answer(&self.registry, exchange)
+                } else {
+                    self.discovery.answer(&self.registry, exchange)
+                };
+                answer.unwrap_or_else(|| Err(Status::unknown_path()))
+            }
         }
     }
 }

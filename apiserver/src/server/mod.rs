@@ -37,6 +37,8 @@ pub struct Server {
     pub openapi: crate::openapi::Documents,
     pub aggregator: crate::aggregation::Aggregator,
     pub kubelets: crate::kubelet::Kubelets,
+    /// What users define.
+    pub definitions: Arc<crate::crd::Controller>,
     /// One permit per request that is being answered, so that a flood is refused instead of filling memory.
     pub in_flight: tokio::sync::Semaphore,
     /// Cancelled when the server is to stop: watches end, connections drain.

@@ -147,6 +147,25 @@ pub trait Strategy: Send + Sync {
     }
 }
 
+/// The strategy of a served resource.
+#[derive(Clone)]
+pub enum Rules {
+    Builtin(&'static dyn Strategy),
+    /// Made from a CustomResourceDefinition.
+    Custom(std::sync::Arc<dyn Strategy>),
+}
+
+impl std::ops::Deref for Rules {
+    type Target = dyn Strategy;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Builtin(strategy) => *strategy,
+            Self::Custom(strategy) => &**strategy,
+        }
+    }
+}
+
 /// Kubernetes' rules for `metadata.name`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NameRule {
@@ -180,6 +199,7 @@ pub fn of(group: &str, plural: &str) -> &'static dyn Strategy {
     match group {
         "" => core(plural),
         "apiregistration.k8s.io" => &apiservice::ApiService,
+        "apiextensions.k8s.io" => &crate::crd::strategy::CustomResourceDefinition,
         "apps" | "batch" => workloads(plural),
         "admissionregistration.k8s.io" => registration(plural),
         "autoscaling" if plural == "horizontalpodautoscalers" => {
