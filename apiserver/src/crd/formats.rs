@@ -70,9 +70,7 @@ static EXPRESSIONS: LazyLock<Expressions> = LazyLock::new(|| {
         email: regex(r#"^(?:.*<)?[^\s@<>]+@[^\s@<>]+>?$"#),
         hex: regex("^[0-9a-fA-F]{24}$"),
         hexcolor: regex("^#?([0-9a-fA-F]{3}|[0-9a-fA-F]{6})$"),
-        hostname: regex(
-            r"^([a-zA-Z0-9\p{L}\p{N}]([a-zA-Z0-9\p{L}\p{N}-]{0,61}[a-zA-Z0-9\p{L}\p{N}])?\.)*[a-zA-Z0-9\p{L}\p{N}]([a-zA-Z0-9\p{L}\p{N}-]{0,61}[a-zA-Z0-9\p{L}\p{N}])?\.?$",
-        ),
+        hostname: regex(r"^(\w([\w-]{0,61}\w)?\.)*\w([\w-]{0,61}\w)?\.?$"),
         mac: regex(
             r"^([0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}(([:-][0-9a-fA-F]{2}){2}|([:-][0-9a-fA-F]{2}){14})?|[0-9a-fA-F]{4}(\.[0-9a-fA-F]{4}){2}(\.[0-9a-fA-F]{4}(\.[0-9a-fA-F]{4}){6})?)$",
         ),
@@ -82,17 +80,17 @@ static EXPRESSIONS: LazyLock<Expressions> = LazyLock::new(|| {
         ssn: regex("^[0-9]{3}[- ]?[0-9]{2}[- ]?[0-9]{4}$"),
         uri: regex(r"^([a-zA-Z][a-zA-Z0-9+.-]*:[^\s\x00-\x1f]+|/[^\s\x00-\x1f]*)$"),
         uuids: ["", "3", "4", "5"].map(|version| {
-            let variant = if matches!(version, "4" | "5") {
-                "[89ab][0-9a-f]{3}"
-            } else {
-                "[0-9a-f]{4}"
+            const HEX: &str = "[0-9a-fA-F]";
+            let variant = match version {
+                "4" | "5" => format!("[89abAB]{HEX}{{3}}"),
+                _ => format!("{HEX}{{4}}"),
             };
             let third = match version {
-                "" => "[0-9a-f]{4}".to_owned(),
-                version => format!("{version}[0-9a-f]{{3}}"),
+                "" => format!("{HEX}{{4}}"),
+                version => format!("{version}{HEX}{{3}}"),
             };
             regex(&format!(
-                "(?i)^[0-9a-f]{{8}}-?[0-9a-f]{{4}}-?{third}-?{variant}-?[0-9a-f]{{12}}$"
+                "^{HEX}{{8}}-?{HEX}{{4}}-?{third}-?{variant}-?{HEX}{{12}}$"
             ))
         }),
     }
@@ -121,7 +119,7 @@ pub fn matches(format: &str, text: &str) -> bool {
         "duration" => text == "0" || e.duration.is_match(text),
         "email" => e.email.is_match(text),
         "hexcolor" => e.hexcolor.is_match(text),
-        "hostname" => text.len() <= 255 && e.hostname.is_match(text),
+        "hostname" => text.len() <= 255 && !text.contains('_') && e.hostname.is_match(text),
         "ipv4" => text.parse::<Ipv4Addr>().is_ok(),
         "ipv6" => text.parse::<Ipv6Addr>().is_ok(),
         "isbn" => isbn10(text) || isbn13(text),
