@@ -1,6 +1,8 @@
 //! One exec or attach: the client speaks WebSocket with channels, the runtime SPDY with
 //! streams, and this carries bytes between the two until one side has had enough.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -20,6 +22,76 @@ const RESIZE: u8 = 4;
 /// Version 5 of the protocol: the byte after it names a channel that its sender has closed.
 const CLOSE: u8 = 255;
 const PIECE: usize = 32 << 10;
+
+/// How channels are written into messages, and how a session's end is told. Which it is, is agreed on by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Channels {
+    /// A digit and base64 in text messages, instead of a byte and the data in binary ones.
+    pub base64: bool,
+    /// Before version 4, only failures were told, and in plain text.
+    pub plain_status: bool,
+}
+
+impl Channels {
+    /// The protocols of exec and attach, best first. A client that names none speaks the oldest.
+    pub const NAMES: [&'static str; 5] = [
+        "v5.channel.k8s.io",
+        "v4.channel.k8s.io",
+        "v4.base64.channel.k8s.io",
+        "channel.k8s.io",
+        "base64.channel.k8s.io",
+    ];
+
+    pub fn of(protocol: &str) -> Self {
+        Self {
+            base64: protocol.contains("base64."),
+            plain_status: !protocol.starts_with('v'),
+        }
+    }
+
+    fn message(self, channel: u8, data: &[u8]) -> Message {
+        if self.base64 {
+            let digit = char::from(b'0' + channel);
+            return Message::Text(format!("{digit}{}", STANDARD.encode(data)).into());
+        }
+        let mut message = BytesMut::with_capacity(data.len() + 1);
+        message.extend_from_slice(&[channel]);
+        message.extend_from_slice(data);
+        Message::Binary(message.freeze())
+    }
+
+    /// A channel's byte and its data; `None` for what carries none.
+    fn data(self, message: Message) -> Option<Bytes> {
+        match message {
+            Message::Binary(data) if !self.base64 => Some(data),
+            Message::Text(text) if self.base64 => {
+                let (digit, data) = text.as_bytes().split_first()?;
+                let channel = digit
+                    .checked_sub(b'0')
+                    .filter(|channel| *channel <= RESIZE)?;
+                let mut out = vec![channel];
+                out.extend(STANDARD.decode(data).ok()?);
+                Some(out.into())
+            }
+            _ => None,
+        }
+    }
+
+    /// What is sent at the end, given the runtime's status; `None` for nothing.
+    fn status(self, status: Vec<u8>) -> Option<Vec<u8>> {
+        if !self.plain_status {
+            return Some(status);
+        }
+        let parsed: serde_json::Value = serde_json::from_slice(&status).unwrap_or_default();
+        if parsed["status"] == "Success" {
+            return None;
+        }
+        match parsed["message"].as_str() {
+            Some(message) => Some(message.as_bytes().to_vec()),
+            None => Some(status),
+        }
+    }
+}
 
 /// Which streams there are.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,8 +121,13 @@ impl Streams {
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// Carries the session; `closes` says whether the client speaks version 5.
-pub async fn run<C, R>(client: WebSocketStream<C>, runtime: R, streams: Streams) -> Result<()>
+/// Carries the session.
+pub async fn run<C, R>(
+    client: WebSocketStream<C>,
+    runtime: R,
+    streams: Streams,
+    channels: Channels,
+) -> Result<()>
 where
     C: AsyncRead + AsyncWrite + Unpin,
     R: AsyncRead + AsyncWrite + Unpin,
@@ -78,10 +155,12 @@ where
     };
     let from_client = async {
         while let Some(message) = from_client.next().await {
-            match message? {
-                Message::Binary(data) => forward(data, &table, &frames).await?,
-                Message::Close(_) => break,
-                _ => {}
+            let message = message?;
+            if message.is_close() {
+                break;
+            }
+            if let Some(data) = channels.data(message) {
+                forward(data, &table, &frames).await?;
             }
         }
         Result::Ok(())
@@ -89,9 +168,7 @@ where
     let from_runtime = async {
         let first = if streams.stdout { STDOUT } else { ERROR };
         // Tells the client that all is set up.
-        to_client
-            .send(Message::Binary(Bytes::copy_from_slice(&[first])))
-            .await?;
+        to_client.send(channels.message(first, &[])).await?;
         let mut incoming = Incoming {
             decoder: Decoder::new(),
             table: &table,
@@ -107,18 +184,17 @@ where
                     Frame::Ping { id } => frames.send(Frame::Ping { id }).await?,
                     Frame::GoAway => incoming.open.clear(),
                     frame => {
-                        if let Some(message) = incoming.take(frame) {
-                            to_client.send(Message::Binary(message)).await?;
+                        if let Some((channel, data)) = incoming.take(frame) {
+                            to_client.send(channels.message(channel, &data)).await?;
                         }
                     }
                 }
             }
         }
-        if !incoming.status.is_empty() {
-            incoming.status.insert(0, ERROR);
-            to_client
-                .send(Message::Binary(incoming.status.into()))
-                .await?;
+        if !incoming.status.is_empty()
+            && let Some(status) = channels.status(incoming.status)
+        {
+            to_client.send(channels.message(ERROR, &status)).await?;
         }
         let normal = CloseFrame {
             code: CloseCode::Normal,
@@ -197,7 +273,8 @@ struct Incoming<'a> {
 }
 
 impl Incoming<'_> {
-    fn take(&mut self, frame: Frame) -> Option<Bytes> {
+    /// A channel and what has come in it.
+    fn take(&mut self, frame: Frame) -> Option<(u8, Bytes)> {
         let (id, data, fin) = match frame {
             Frame::Data { id, data, fin } => (id, data, fin),
             Frame::SynReply { id, fin, .. } => (id, Bytes::new(), fin),
@@ -212,13 +289,7 @@ impl Incoming<'_> {
             self.status.extend_from_slice(&data);
             return None;
         }
-        if data.is_empty() {
-            return None;
-        }
-        let mut message = BytesMut::with_capacity(data.len() + 1);
-        message.extend_from_slice(&[*channel]);
-        message.extend_from_slice(&data);
-        Some(message.freeze())
+        (!data.is_empty()).then_some((*channel, data))
     }
 }
 
@@ -351,4 +422,40 @@ where
         Result::Ok(())
     };
     tokio::select! { done = write => done, done = up => done, done = down => done }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn channels_in_each_protocol() {
+        for name in Channels::NAMES {
+            let channels = Channels::of(name);
+            let message = channels.message(STDOUT, b"hi");
+            assert_eq!(message.is_text(), name.contains("base64"), "{name}");
+            assert_eq!(
+                channels.data(message).as_deref(),
+                Some(&b"\x01hi"[..]),
+                "{name}"
+            );
+        }
+        let base64 = Channels::of("base64.channel.k8s.io");
+        assert_eq!(base64.message(STDOUT, b"hi"), Message::Text("1aGk=".into()));
+        for bad in ["", "9aGk=", "1!"] {
+            assert_eq!(base64.data(Message::Text(bad.into())), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_oldest_protocols_tell_failures_only() {
+        let old = Channels::of("channel.k8s.io");
+        let success = br#"{"status":"Success"}"#.to_vec();
+        let failure = br#"{"status":"Failure","message":"exit code 1"}"#.to_vec();
+        assert_eq!(old.status(success.clone()), None);
+        assert_eq!(old.status(failure), Some(b"exit code 1".to_vec()));
+        assert_eq!(Channels::of("").status(success.clone()), None);
+        let new = Channels::of("v4.channel.k8s.io");
+        assert_eq!(new.status(success.clone()), Some(success));
+    }
 }

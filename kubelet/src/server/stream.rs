@@ -16,13 +16,11 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-use super::session::{self, Streams};
+use super::session::{self, Channels, Streams};
 use super::{Refused, Server, Shared, form, internal};
 use crate::model::{self, RunState};
 
 const SPDY: &str = "SPDY/3.1";
-/// Versions of exec and attach over WebSocket, best first.
-const CHANNELS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
 const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 
 #[derive(Debug, Deserialize)]
@@ -124,10 +122,17 @@ pub async fn attach(
 async fn interactive(request: Request, url: String, streams: Streams) -> Result<Response, Refused> {
     match kind(request.headers()) {
         Kind::WebSocket => {
-            let protocol = choose(request.headers(), &CHANNELS)?;
+            let protocol = match request
+                .headers()
+                .contains_key(header::SEC_WEBSOCKET_PROTOCOL)
+            {
+                true => choose(request.headers(), &Channels::NAMES)?,
+                false => String::new(),
+            };
             let runtime = open(&url, "v4.channel.k8s.io").await?;
+            let channels = Channels::of(&protocol);
             Ok(websocket(request, &protocol, move |client| {
-                session::run(client, runtime, streams)
+                session::run(client, runtime, streams, channels)
             }))
         }
         Kind::Spdy => splice(request, &url).await,
@@ -304,9 +309,16 @@ where
             header::SEC_WEBSOCKET_ACCEPT,
             derive_accept_key(key.as_bytes()),
         ),
-        (header::SEC_WEBSOCKET_PROTOCOL, protocol.to_string()),
     ];
-    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
+    let mut response = (StatusCode::SWITCHING_PROTOCOLS, headers).into_response();
+    if let Ok(protocol) = protocol.parse()
+        && !http::HeaderValue::is_empty(&protocol)
+    {
+        response
+            .headers_mut()
+            .insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
+    }
+    response
 }
 
 /// A SPDY connection to the runtime's streaming server.
