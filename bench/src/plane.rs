@@ -227,7 +227,7 @@ pub fn apiserver_flags(dir: &Path, address: SocketAddr) -> Vec<(&'static str, St
 
 /// Makes the certificates and the administrator's kubeconfig in `dir`; the administrator's TLS settings.
 pub fn identities(dir: &Path, address: SocketAddr) -> Result<Arc<rustls::ClientConfig>> {
-    let ca = Authority::generate()?;
+    let ca = Authority::generate("kubernetes")?;
     std::fs::write(dir.join("ca.crt"), &ca.certificate)?;
     let names = ["localhost", "kubernetes", "kubernetes.default.svc"];
     ca.server(

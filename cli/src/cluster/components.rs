@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::pki::FRONT_PROXY;
 use super::rootfs;
 use super::spec::{
     self, API_PORT, Cluster, DNS_SERVICE, DOMAIN, KUBERNETES_SERVICE, Machine, POD_CIDR, Paths,
@@ -79,6 +80,10 @@ fn control_plane(cluster: &Cluster, paths: &Paths) -> Vec<Component> {
         ),
         ("kubelet-client-key", pki("apiserver-kubelet-client.key")),
         ("kubelet-certificate-authority", pki("ca.crt")),
+        ("requestheader-client-ca-file", pki("front-proxy-ca.crt")),
+        ("requestheader-allowed-names", FRONT_PROXY.to_string()),
+        ("proxy-client-cert-file", pki("front-proxy-client.crt")),
+        ("proxy-client-key-file", pki("front-proxy-client.key")),
     ];
     api.extend(LISTEN_FDS.map(|fd| ("listen-fd", fd.to_string())));
     let mut components = Vec::new();

@@ -337,6 +337,8 @@ pub fn start(paths: &Paths, state: &Path, wait: u64) -> Result<()> {
         eprintln!("Cluster {} runs already.", paths.name);
         return Ok(());
     }
+    // A cluster from before there was one.
+    pki::front_proxy(&paths.pki())?;
     let mut progress = Progress::start(&format!("Starting cluster {}", paths.name));
     // What a crash left of its last run goes first.
     lifecycle::halt(paths, state, false)?;

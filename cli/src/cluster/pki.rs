@@ -40,10 +40,10 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// A new authority, named `kubernetes`.
-    pub fn generate() -> Result<Authority> {
+    /// A new authority of that name.
+    pub fn generate(name: &str) -> Result<Authority> {
         let key = KeyPair::generate()?;
-        let mut params = params("kubernetes", &[])?;
+        let mut params = params(name, &[])?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![
             KeyUsagePurpose::DigitalSignature,
@@ -124,7 +124,7 @@ fn params(name: &str, groups: &[&str]) -> Result<CertificateParams> {
 /// Makes the CA, the API server's certificates and the key of service account tokens in `dir`.
 pub fn create(dir: &Path, cluster: &Cluster) -> Result<Authority> {
     fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-    let ca = Authority::generate()?;
+    let ca = Authority::generate("kubernetes")?;
     spec::write_atomic(&dir.join("ca.crt"), ca.certificate.as_bytes(), 0o644)?;
     spec::write_atomic(&dir.join("ca.key"), ca.key.as_bytes(), 0o600)?;
     let names = [
@@ -145,6 +145,7 @@ pub fn create(dir: &Path, cluster: &Cluster) -> Result<Authority> {
         .write(dir, "apiserver")?;
     ca.client("kube-apiserver-kubelet-client", &["kubeadm:cluster-admins"])?
         .write(dir, "apiserver-kubelet-client")?;
+    front_proxy(dir)?;
     let tokens = KeyPair::generate()?;
     spec::write_atomic(
         &dir.join("sa.pub"),
@@ -159,6 +160,24 @@ pub fn create(dir: &Path, cluster: &Cluster) -> Result<Authority> {
     Ok(ca)
 }
 
+/// The name in the certificate by which aggregated API servers know the API server.
+pub const FRONT_PROXY: &str = "front-proxy-client";
+
+/// Makes the API server's certificate for aggregated API servers, under an authority of its own: whoever it signs may
+/// speak for any user. A cluster that has one keeps it.
+pub fn front_proxy(dir: &Path) -> Result<()> {
+    if dir.join(format!("{FRONT_PROXY}.crt")).exists() {
+        return Ok(());
+    }
+    let ca = Authority::generate("front-proxy-ca")?;
+    let files = Pair {
+        certificate: ca.certificate.clone(),
+        key: ca.key.clone(),
+    };
+    files.write(dir, "front-proxy-ca")?;
+    ca.client(FRONT_PROXY, &[])?.write(dir, FRONT_PROXY)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,7 +189,7 @@ mod tests {
     #[test]
     fn certificates_hold_under_the_ca() {
         let cluster = spec::tests::example();
-        let ca = Authority::generate().unwrap();
+        let ca = Authority::generate("kubernetes").unwrap();
         let address = IpAddr::from(cluster.control_plane_ip());
         let pair = ca
             .server("kube-apiserver", &[], &["kubernetes"], &[address])
