@@ -369,7 +369,7 @@ mod tests {
         };
         for (core, own) in names("").into_iter().zip(names("events.k8s.io")) {
             let regarding = core.replace("involvedObject", "regarding");
-            let expected = match core {
+            let expected = match core.as_str() {
                 "reportingComponent" => "reportingController",
                 // The older group's alone.
                 "source" => "",

@@ -130,7 +130,7 @@ impl Client {
         let user =
             named("users", text(&context["context"], "user")).map_or(&nobody, |user| &user["user"]);
         let base: Uri = text(cluster, "server").parse().context("server")?;
-        if base.authority().is_none() {
+        if base.authority().is_none() || base.scheme().is_none() {
             bail!("server {:?} is no URL", text(cluster, "server"));
         }
         let builder = ClientConfig::builder();
