@@ -74,10 +74,17 @@ async fn apply_one(client: &Client, mut object: DynamicObject) -> Result<()> {
         None => Api::all_with(client.clone(), &resource),
     };
     let what = || format!("{} {name}", types.kind);
+    // Asked first: creating a Service that is there fails over its address, not over its name.
+    if let Some(there) = api.get_opt(&name).await.with_context(what)? {
+        object.metadata.resource_version = there.metadata.resource_version;
+        api.replace(&name, &PostParams::default(), &object)
+            .await
+            .with_context(what)?;
+        return Ok(());
+    }
     loop {
         match api.create(&PostParams::default(), &object).await {
             Ok(_) => return Ok(()),
-            Err(kube::Error::Api(status)) if status.is_already_exists() => break,
             // The API server makes the system's namespaces just after it has become ready.
             Err(kube::Error::Api(status))
                 if status.is_not_found() && object.metadata.namespace.is_some() =>
@@ -87,16 +94,6 @@ async fn apply_one(client: &Client, mut object: DynamicObject) -> Result<()> {
             Err(e) => return Err(e).with_context(what),
         }
     }
-    object.metadata.resource_version = api
-        .get(&name)
-        .await
-        .with_context(what)?
-        .metadata
-        .resource_version;
-    api.replace(&name, &PostParams::default(), &object)
-        .await
-        .with_context(what)?;
-    Ok(())
 }
 
 /// Until the node is ready, and its kubelet has been heard of since: of a cluster that was stopped, the API still has what was
