@@ -17,6 +17,7 @@ pub mod ops;
 pub mod output;
 pub mod rollout;
 pub mod session;
+pub mod set;
 pub mod streams;
 pub mod target;
 pub mod three_way;
@@ -51,7 +52,7 @@ pub enum Verb {
     #[command(subcommand)]
     Rollout(rollout::Args),
     #[command(subcommand)]
-    Set(ops::SetArgs),
+    Set(set::SetArgs),
     /// Change labels
     Label(ops::LabelArgs),
     /// Change annotations
@@ -163,7 +164,7 @@ async fn dispatch(verb: Verb, globals: &Globals) -> Result<()> {
         Verb::Expose(args) => make::expose(session, args).await,
         Verb::Scale(args) => ops::scale(session, args).await,
         Verb::Rollout(args) => rollout::run(session, args).await,
-        Verb::Set(args) => ops::set(session, args).await,
+        Verb::Set(args) => set::set(session, args).await,
         Verb::Label(args) => ops::label(session, args, "labels").await,
         Verb::Annotate(args) => ops::label(session, args, "annotations").await,
         Verb::Wait(args) => ops::wait(session, args).await,

@@ -1,4 +1,4 @@
-//! Verbs that change one thing about objects: `scale`, `label`, `annotate`, `patch`, `set image`, `cordon`; and `wait`.
+//! Verbs that change one thing about objects: `scale`, `label`, `annotate`, `patch`, `cordon`; and `wait`.
 
 use std::time::Duration;
 
@@ -241,80 +241,6 @@ pub async fn patch(session: &Session, args: PatchArgs) -> Result<()> {
         )?;
     }
     Ok(())
-}
-
-/// Change parts of objects
-#[derive(Debug, clap::Subcommand)]
-pub enum SetArgs {
-    /// Set the images of containers
-    Image {
-        /// TYPE/NAME... CONTAINER=IMAGE...
-        args: Vec<String>,
-        #[command(flatten)]
-        choice: Choice,
-        #[command(flatten)]
-        writing: Writing,
-    },
-}
-
-pub async fn set(session: &Session, args: SetArgs) -> Result<()> {
-    let SetArgs::Image {
-        args,
-        choice,
-        writing,
-    } = args;
-    let (images, resources): (Vec<String>, Vec<String>) =
-        args.into_iter().partition(|arg| arg.contains('='));
-    if images.is_empty() {
-        bail!("at least one image update is required");
-    }
-    for object in choice.objects(session, &resources).await? {
-        let live = session.get(&object.path()).await?;
-        let at = if live["spec"]["template"].is_object() {
-            "/spec/template/spec"
-        } else {
-            "/spec"
-        };
-        let patch = image_patch(live.pointer(at).unwrap_or(&Value::Null), &images)?;
-        let patch = if at == "/spec" {
-            json!({"spec": patch})
-        } else {
-            json!({"spec": {"template": {"spec": patch}}})
-        };
-        let result = if writing.client_only() {
-            live
-        } else {
-            writing
-                .patch(session, &object.path(), STRATEGIC, &patch)
-                .await?
-        };
-        writing.report(&object.kind, &result, "image updated")?;
-    }
-    Ok(())
-}
-
-fn image_patch(spec: &Value, images: &[String]) -> Result<Value> {
-    let mut patch = json!({});
-    for setting in images {
-        let (name, image) = setting.split_once('=').unwrap_or_default();
-        let mut found = false;
-        for field in ["initContainers", "containers"] {
-            for container in spec[field].as_array().into_iter().flatten() {
-                if name == "*" || container["name"] == name {
-                    found = true;
-                    let change = json!({"name": container["name"], "image": image});
-                    match patch[field].as_array_mut() {
-                        Some(changes) => changes.push(change),
-                        None => patch[field] = json!([change]),
-                    }
-                }
-            }
-        }
-        if !found {
-            bail!("unable to find container named {name:?}");
-        }
-    }
-    Ok(patch)
 }
 
 /// Whether pods may be scheduled on nodes
@@ -560,18 +486,6 @@ mod tests {
             Value::Object(of(&["a=9"], true).unwrap()),
             json!({"a": "9"})
         );
-    }
-
-    #[test]
-    fn images() {
-        let spec = json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a"}, {"name": "b"}]});
-        let patch = |image: &str| image_patch(&spec, &[image.to_owned()]);
-        assert_eq!(
-            patch("b=x:2").unwrap(),
-            json!({"containers": [{"name": "b", "image": "x:2"}]})
-        );
-        assert_eq!(patch("*=x").unwrap()["initContainers"][0]["name"], "i");
-        assert!(patch("c=x").is_err());
     }
 
     #[test]
