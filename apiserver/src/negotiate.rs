@@ -71,6 +71,20 @@ impl Accept {
 
     /// The same for a resource that may lack a protobuf form. Its metadata always has one.
     pub fn read_for(headers: &HeaderMap, query: &Query, protobuf: bool) -> Result<Self> {
+        Self::choose(headers, query, protobuf, |_| true)
+    }
+
+    /// The same for what has no metadata, so that neither tables nor metadata can be made of it.
+    pub fn read_plain(headers: &HeaderMap, query: &Query) -> Result<Self> {
+        Self::choose(headers, query, true, |shape| shape == Shape::Plain)
+    }
+
+    fn choose(
+        headers: &HeaderMap,
+        query: &Query,
+        protobuf: bool,
+        offered: impl Fn(Shape) -> bool,
+    ) -> Result<Self> {
         let pretty = match query.get("pretty") {
             Some(value) => !matches!(value, "" | "0" | "false"),
             None => headers
@@ -100,7 +114,7 @@ impl Accept {
                 protobuf::MEDIA_TYPE => Format::Protobuf,
                 _ => return None,
             };
-            let shape = shape(parts)?;
+            let shape = shape(parts).filter(|shape| offered(*shape))?;
             match (format, shape) {
                 (Format::Protobuf, Shape::Table) => None,
                 (Format::Protobuf, Shape::Plain) if !protobuf => None,
@@ -228,6 +242,20 @@ mod tests {
                 .map(|a| (a.format, a.shape));
             assert_eq!(got, expected, "{accept}");
         }
+    }
+
+    #[test]
+    fn what_has_no_metadata_has_no_table() {
+        const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io";
+        let read = |accept: &'static str| {
+            let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(accept))]);
+            Accept::read_plain(&headers, &Query::default()).map(|a| a.format)
+        };
+        assert_eq!(read(TABLE).unwrap_err().code, 406);
+        assert_eq!(
+            read("application/json;as=Table;v=v1;g=meta.k8s.io,application/json").unwrap(),
+            Format::Json
+        );
     }
 
     #[test]

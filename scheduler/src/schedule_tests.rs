@@ -60,6 +60,15 @@ fn zone(name: &str) -> Value {
     json!({"metadata": {"labels": {"topology.kubernetes.io/zone": name}}})
 }
 
+/// Name, nodes, pods that are placed already, the pod, and where it goes or why nowhere.
+type Case = (
+    &'static str,
+    Vec<NodeInfo>,
+    Placed<'static>,
+    Arc<PodInfo>,
+    &'static str,
+);
+
 #[test]
 fn filters_and_their_words() {
     let taint = json!({"spec": {"taints": [{"key": "k", "value": "v", "effect": "NoSchedule"}]}});
@@ -69,7 +78,7 @@ fn filters_and_their_words() {
         {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}}}}})
     };
     #[rustfmt::skip]
-    let cases: Vec<(&str, Vec<NodeInfo>, Placed, Arc<PodInfo>, &str)> = vec![
+    let cases: Vec<Case> = vec![
         ("no nodes", vec![], vec![], pod("p", json!({})), "no nodes available to schedule pods"),
         ("fits", vec![node("a", json!({}))], vec![], pod("p", cpu("4")), "a"),
         ("cordoned", vec![node("a", json!({"spec": {"unschedulable": true}}))], vec![], pod("p", json!({})), "0/1 nodes are available: 1 node(s) were unschedulable."),

@@ -23,7 +23,7 @@ impl Server {
         served: &Arc<Served>,
         object: Value,
     ) -> Result<Reply> {
-        let accept = Accept::read(&exchange.headers, &exchange.query)?;
+        let accept = Accept::read_plain(&exchange.headers, &exchange.query)?;
         let resource = &served.resource;
         let answer = match (&*resource.group, &*resource.plural) {
             ("authorization.k8s.io", plural) => {
