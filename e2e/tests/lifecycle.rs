@@ -24,10 +24,14 @@ spec:
           command: [sleep, "3600"]
 "#;
 
-fn kill_all(pids: &[i32]) {
+fn signal_all(pids: &[i32], signal: Signal) {
     for pid in pids {
-        kill(Pid::from_raw(*pid), Signal::SIGKILL).ok();
+        kill(Pid::from_raw(*pid), signal).ok();
     }
+}
+
+fn kill_all(pids: &[i32]) {
+    signal_all(pids, Signal::SIGKILL);
 }
 
 #[test]
@@ -120,16 +124,16 @@ fn components_that_die_are_restarted() -> Result<()> {
         Ok(ids)
     };
     let before = containers(&kubectl)?;
-    for program in [
-        "apiserver",
-        "controller-manager",
-        "scheduler",
-        "kubelet",
-        "proxy",
-        "containerd",
+    for (program, signal) in [
+        ("apiserver", Signal::SIGKILL),
+        ("controller-manager", Signal::SIGTERM),
+        ("scheduler", Signal::SIGTERM),
+        ("kubelet", Signal::SIGKILL),
+        ("proxy", Signal::SIGTERM),
+        ("containerd", Signal::SIGKILL),
     ] {
         let old = cluster.pids(program)?;
-        kill_all(&old);
+        signal_all(&old, signal);
         eventually(&format!("a new {program}"), Duration::from_secs(60), || {
             let new = cluster.pids(program)?;
             Ok(new.iter().all(|pid| !old.contains(pid)).then_some(()))

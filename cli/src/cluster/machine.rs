@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::SigSet;
 use nix::unistd::{Pid, getpid, sethostname};
 
 use super::components::{self, Component, LISTEN_FDS, NETWORK_FD, REPORT_FD};
@@ -115,9 +116,11 @@ fn starter(component: Component, environment: Vec<(String, String)>) -> Starter 
             .stdout(log.try_clone()?)
             .stderr(log);
         let fds = component.fds.clone();
-        // SAFETY: fcntl is a bare system call.
+        // SAFETY: both are bare system calls.
         unsafe {
             command.pre_exec(move || {
+                // The keeper takes its signals from a descriptor and blocks them; a component must hear them.
+                SigSet::empty().thread_set_mask()?;
                 for fd in &fds {
                     fcntl(
                         BorrowedFd::borrow_raw(*fd),
