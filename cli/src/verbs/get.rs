@@ -51,10 +51,16 @@ pub struct Args {
     /// Be silent about objects that are not there
     #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
     ignore_not_found: bool,
+    /// Show metadata.managedFields, with -o yaml or json
+    #[arg(long)]
+    show_managed_fields: bool,
 }
 
 pub async fn run(session: &Session, args: Args) -> Result<()> {
-    let format = Format::parse(args.output.as_deref())?;
+    let mut format = Format::parse(args.output.as_deref())?;
+    if args.show_managed_fields {
+        format = format.with_managed_fields();
+    }
     let targets = match args.files.is_empty() {
         true => target::parse(session, &args.resources).await?,
         false => {
@@ -423,7 +429,7 @@ async fn watch(session: &Session, args: &Args, target: &Target, format: &Format)
 }
 
 fn separated(format: &Format, item: &Value, kind: &Kind, out: &mut impl Write) -> Result<()> {
-    if matches!(format, Format::Yaml) {
+    if matches!(format, Format::Yaml { .. }) {
         writeln!(out, "---")?;
     }
     format.print(item, Some(kind), out)?;

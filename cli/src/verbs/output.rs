@@ -11,8 +11,8 @@ use super::kinds::Kind;
 #[derive(Clone, Debug)]
 pub enum Format {
     Table { wide: bool },
-    Yaml,
-    Json,
+    Yaml { managed: bool },
+    Json { managed: bool },
     Name,
     Template(Template),
     Columns(Vec<(String, Template)>, bool),
@@ -25,8 +25,8 @@ impl Format {
         Ok(match name {
             "" => Self::Table { wide: false },
             "wide" => Self::Table { wide: true },
-            "yaml" => Self::Yaml,
-            "json" => Self::Json,
+            "yaml" => Self::Yaml { managed: false },
+            "json" => Self::Json { managed: false },
             "name" => Self::Name,
             "jsonpath" if argument.is_empty() => {
                 bail!("template format specified but no template given")
@@ -42,6 +42,15 @@ impl Format {
         })
     }
 
+    /// The same format with `metadata.managedFields`, which is left out otherwise.
+    pub fn with_managed_fields(self) -> Self {
+        match self {
+            Self::Yaml { .. } => Self::Yaml { managed: true },
+            Self::Json { .. } => Self::Json { managed: true },
+            other => other,
+        }
+    }
+
     pub fn is_table(&self) -> bool {
         matches!(self, Self::Table { .. })
     }
@@ -49,8 +58,8 @@ impl Format {
     /// Prints one object, or a List of them.
     pub fn print(&self, value: &Value, kind: Option<&Kind>, out: &mut impl Write) -> Result<()> {
         match self {
-            Self::Yaml => write!(out, "{}", yaml(value)?)?,
-            Self::Json => writeln!(out, "{}", indented(value)?)?,
+            Self::Yaml { managed } => write!(out, "{}", yaml(&shown(value, *managed))?)?,
+            Self::Json { managed } => writeln!(out, "{}", indented(&shown(value, *managed))?)?,
             Self::Template(template) => write!(out, "{}", template.render(value))?,
             Self::Name => each(value, |item| {
                 let name = item["metadata"]["name"].as_str().unwrap_or_default();
@@ -75,6 +84,27 @@ impl Format {
         }
         Ok(())
     }
+}
+
+/// An object, or a List of them, as it is shown: who manages which field is of interest to few.
+fn shown(value: &Value, managed: bool) -> std::borrow::Cow<'_, Value> {
+    let mut value = std::borrow::Cow::Borrowed(value);
+    if managed {
+        return value;
+    }
+    let omit = |item: &mut Value| {
+        if let Some(metadata) = item.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.remove("managedFields");
+        }
+    };
+    let items = value["items"].as_array().is_some();
+    let list = value.to_mut();
+    omit(list);
+    if items {
+        let items = list.get_mut("items").and_then(Value::as_array_mut);
+        items.into_iter().flatten().for_each(omit);
+    }
+    value
 }
 
 /// `deployment.apps/web` from an object alone.
@@ -222,7 +252,7 @@ fn needs_quotes(text: &str) -> bool {
     ];
     let numeric = text
         .chars()
-        .all(|c| c.is_ascii_hexdigit() || "xXoO._+-:eE".contains(c))
+        .all(|c| c.is_ascii_hexdigit() || "xXoO._+-:eETZ".contains(c))
         && text.chars().any(|c| c.is_ascii_digit());
     text.is_empty()
         || words.contains(&lower.as_str())
@@ -297,6 +327,24 @@ pub fn line(row: &[String], widths: &[usize]) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn managed_fields_and_times() {
+        let pod = serde_json::json!({"metadata": {
+            "creationTimestamp": "2026-01-02T03:04:05Z", "managedFields": [{"manager": "m"}], "name": "p",
+        }});
+        let print = |format: Format, value: &Value| {
+            let mut out = Vec::new();
+            format.print(value, None, &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let yaml = || Format::parse(Some("yaml")).unwrap();
+        let plain = "metadata:\n  creationTimestamp: \"2026-01-02T03:04:05Z\"\n  name: p\n";
+        assert_eq!(print(yaml(), &pod), plain);
+        assert!(print(yaml().with_managed_fields(), &pod).contains("manager: m"));
+        let list = serde_json::json!({"items": [pod]});
+        assert!(!print(yaml(), &list).contains("manager"));
+    }
 
     #[test]
     fn yaml_reads_back() {
