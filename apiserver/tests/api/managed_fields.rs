@@ -1,8 +1,6 @@
 //! Who owns which field, and server-side apply.
 
-mod common;
-
-use common::{Answer, Api};
+use crate::common::{Answer, Api};
 use http::Method;
 use serde_json::{Value, json};
 

@@ -1,12 +1,10 @@
 //! Admission that users configure: webhooks over TLS on loopback, and policies.
 
-mod common;
-
 use std::sync::{Arc, Mutex};
 
+use crate::common::{Answer, Api, PATIENCE};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use common::{Answer, Api, PATIENCE};
 use http::Response;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;

@@ -1,16 +1,14 @@
 //! Another API server behind this one: registered, asked, passed on to, merged into discovery, and missed.
 
-mod common;
-
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::common::{Api, PATIENCE};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use common::{Api, PATIENCE};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -205,7 +203,11 @@ async fn condition(api: &Api, name: &str, reason: &str) -> Value {
 }
 
 /// Gets a path until the answer is as wanted: routes follow the objects after a moment.
-async fn until(api: &Api, path: &str, wanted: impl Fn(&common::Answer) -> bool) -> common::Answer {
+async fn until(
+    api: &Api,
+    path: &str,
+    wanted: impl Fn(&crate::common::Answer) -> bool,
+) -> crate::common::Answer {
     let wait = async {
         loop {
             let answer = api.get(path).await;

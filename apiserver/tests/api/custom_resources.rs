@@ -1,8 +1,6 @@
 //! Custom resources: defined, served, changed, redefined and deleted.
 
-mod common;
-
-use common::{Api, PATIENCE};
+use crate::common::{Api, PATIENCE};
 use serde_json::{Value, json};
 
 const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";

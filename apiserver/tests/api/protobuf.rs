@@ -1,10 +1,8 @@
 //! Protobuf on the wire and in the store: the same objects as in JSON.
 
-mod common;
-
+use crate::common::{Answer, Api};
 use apimachinery::protobuf;
 use bytes::Bytes;
-use common::{Answer, Api};
 use http::Method;
 use serde_json::{Value, json};
 use storage::Expect;

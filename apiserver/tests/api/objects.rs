@@ -1,8 +1,6 @@
 //! The verbs on objects: what is created is read, changed, listed and deleted as Kubernetes does it.
 
-mod common;
-
-use common::Api;
+use crate::common::Api;
 use serde_json::{Value, json};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";

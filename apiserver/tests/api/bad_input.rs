@@ -1,9 +1,7 @@
 //! Bad input: each gets the Status that Kubernetes gives, never a 500, and changes nothing.
 
-mod common;
-
+use crate::common::{Answer, Api};
 use bytes::Bytes;
-use common::{Answer, Api};
 use http::Method;
 use serde_json::json;
 

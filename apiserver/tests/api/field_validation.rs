@@ -1,8 +1,6 @@
 //! Fields that nobody knows and fields that are given twice: refused, told or ignored, as the client asks.
 
-mod common;
-
-use common::{Answer, Api};
+use crate::common::{Answer, Api};
 use http::Method;
 use serde_json::Value;
 

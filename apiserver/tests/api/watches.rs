@@ -1,8 +1,6 @@
 //! Watches: what happens is seen, from any kept revision, once and in order.
 
-mod common;
-
-use common::Api;
+use crate::common::Api;
 use serde_json::{Value, json};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";

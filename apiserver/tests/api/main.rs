@@ -1,0 +1,14 @@
+//! The API as its clients see it: a server in this process, asked over TLS. One program for all areas, since each would build
+//! the whole server anew.
+
+mod common;
+
+mod admission;
+mod aggregation;
+mod bad_input;
+mod custom_resources;
+mod field_validation;
+mod managed_fields;
+mod objects;
+mod protobuf;
+mod watches;
