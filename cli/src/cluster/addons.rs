@@ -75,13 +75,16 @@ async fn apply_one(client: &Client, mut object: DynamicObject) -> Result<()> {
     };
     let what = || format!("{} {name}", types.kind);
     // Asked first: creating a Service that is there fails over its address, not over its name.
-    if let Some(there) = api.get_opt(&name).await.with_context(what)? {
+    while let Some(there) = api.get_opt(&name).await.with_context(what)? {
         object.metadata.resource_version = there.metadata.resource_version;
-        api.replace(&name, &PostParams::default(), &object)
-            .await
-            .with_context(what)?;
-        return Ok(());
+        match api.replace(&name, &PostParams::default(), &object).await {
+            Ok(_) => return Ok(()),
+            // A controller was faster: look again.
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(e) => return Err(e).with_context(what),
+        }
     }
+    object.metadata.resource_version = None;
     loop {
         match api.create(&PostParams::default(), &object).await {
             Ok(_) => return Ok(()),
