@@ -218,11 +218,10 @@ spec:
     )?;
     wait_ready(tool, "served")?;
     wait_ready(tool, "talker")?;
-    let tail = tool.run(&["logs", "talker", "--tail=2"])?;
-    ensure!(
-        tail.lines().count() == 2 && tail.starts_with("line"),
-        "{tail}"
-    );
+    eventually("the last two lines", Duration::from_secs(30), || {
+        let tail = tool.run(&["logs", "talker", "--tail=2"])?;
+        Ok((tail.lines().count() == 2 && tail.starts_with("line")).then_some(()))
+    })?;
     let echoed = tool.run_with(&["exec", "-i", "talker", "--", "cat"], "over and out")?;
     ensure!(echoed == "over and out", "{echoed}");
     let failed = tool.output(&["exec", "talker", "--", "sh", "-c", "exit 42"], "")?;
