@@ -27,7 +27,7 @@ use crate::server::health::Health;
 use crate::server::hooks::{self, Hook};
 use crate::server::metrics::Metrics;
 use crate::server::{Server, listen, tls};
-use crate::{discovery, kubelet};
+use crate::{discovery, encryption, kubelet};
 
 /// A server that is listening.
 pub struct Running {
@@ -49,7 +49,8 @@ impl Running {
 
 /// Opens the store, assembles the server and begins to serve.
 pub async fn start(config: &Config) -> Result<Running> {
-    let store = open_store(config).await?;
+    let shutdown = CancellationToken::new();
+    let store = sealed(config, open_store(config).await?, &shutdown)?;
     let listeners = listeners(config).await?;
     let addresses = listeners
         .iter()
@@ -93,7 +94,6 @@ pub async fn start(config: &Config) -> Result<Running> {
     let hooks = post_start(config, advertised);
     registry.assemble(chain, crate::services::reservers(config)?);
     let definitions = crate::crd::Controller::new(&registry)?;
-    let shutdown = CancellationToken::new();
     let server = Arc::new(Server {
         authorizer,
         authenticator: Authenticator::new(tokens, anonymous)
@@ -130,6 +130,22 @@ fn client_authorities(config: &Config) -> Vec<&std::path::Path> {
         .flatten()
         .map(std::path::PathBuf::as_path)
         .collect()
+}
+
+/// The store, sealed as the configuration says.
+fn sealed(
+    config: &Config,
+    store: Arc<dyn Store>,
+    shutdown: &CancellationToken,
+) -> Result<Arc<dyn Store>> {
+    let Some(path) = &config.encryption_provider_config else {
+        return Ok(store);
+    };
+    let rules = encryption::SharedRules::new(encryption::config::read(path)?);
+    if config.encryption_provider_config_automatic_reload {
+        encryption::reload::follow(path, rules.clone(), shutdown.clone())?;
+    }
+    Ok(Arc::new(encryption::EncryptedStore::new(store, rules)))
 }
 
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>> {

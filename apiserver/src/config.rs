@@ -215,6 +215,12 @@ pub struct Config {
     /// Admission plugins to disable
     #[arg(long, value_delimiter = ',')]
     pub disable_admission_plugins: Vec<String>,
+    /// An EncryptionConfiguration: which resources are sealed in the store, and how
+    #[arg(long)]
+    pub encryption_provider_config: Option<PathBuf>,
+    /// Take up changes of that file while running
+    #[arg(long)]
+    pub encryption_provider_config_automatic_reload: bool,
     /// How long events are kept
     #[arg(long, default_value = "1h", value_parser = duration)]
     pub event_ttl: Duration,

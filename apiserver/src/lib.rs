@@ -23,6 +23,7 @@ pub mod codec;
 pub mod config;
 pub mod crd;
 pub mod discovery;
+pub mod encryption;
 pub mod fields;
 pub mod kubelet;
 pub mod negotiate;

@@ -129,6 +129,7 @@ impl Hub {
             next: from,
             reading: None,
             done: false,
+            transform: None,
         };
         watch.catch_up(position);
         watch
@@ -238,7 +239,11 @@ pub struct Watch {
     /// The read of the log that is under way, and the position it has to reach.
     reading: Option<(BoxFuture<'static, Result<Batch>>, u64)>,
     done: bool,
+    transform: Option<Transform>,
 }
+
+/// What a batch goes through before it is yielded.
+type Transform = Box<dyn Fn(Batch) -> Result<Batch> + Send + Sync>;
 
 impl Watch {
     /// A handle that tells how far this watch is, to be asked from elsewhere.
@@ -247,6 +252,16 @@ impl Watch {
             shared: self.shared.clone(),
             state: self.state.clone(),
         }
+    }
+
+    /// The same watch, every batch of which goes through `transform`; an error of it ends the watch.
+    #[must_use]
+    pub fn transformed(
+        mut self,
+        transform: impl Fn(Batch) -> Result<Batch> + Send + Sync + 'static,
+    ) -> Self {
+        self.transform = Some(Box::new(transform));
+        self
     }
 
     /// The next batch; `None` once the watch has ended.
@@ -281,6 +296,22 @@ impl Stream for Watch {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
+        let batch = match ready!(this.poll_batch(cx)) {
+            Some(Ok(batch)) => batch,
+            other => return Poll::Ready(other),
+        };
+        let transformed = match &this.transform {
+            Some(transform) => transform(batch),
+            None => Ok(batch),
+        };
+        this.done |= transformed.is_err();
+        Poll::Ready(Some(transformed))
+    }
+}
+
+impl Watch {
+    fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Batch>>> {
+        let this = self;
         while !this.done {
             if let Some((read, to)) = &mut this.reading {
                 let (result, to) = (ready!(read.as_mut().poll(cx)), *to);

@@ -225,6 +225,11 @@ pub trait Store: Send + Sync + 'static {
     /// on. The engines compact by themselves what is older than their history option says.
     fn compact(&self, revision: u64) -> BoxFuture<'_, Result<()>>;
 
+    /// Whether a key's value should be written anew although it has not changed, because of how it is held.
+    fn is_stale<'a>(&'a self, _key: &'a str) -> BoxFuture<'a, Result<bool>> {
+        Box::pin(async { Ok(false) })
+    }
+
     /// Finishes the writes under way, refuses new ones, ends the watches, and lets go of files and connections.
     fn close(&self) -> BoxFuture<'_, ()>;
 }

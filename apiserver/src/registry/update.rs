@@ -130,7 +130,8 @@ impl Registry {
         };
         keep_times(&mut object, old);
         let Encoded { stored, shown } = self.encode(target.served, &object).await?;
-        if call.dry_run || stored == current.stored {
+        let same = stored == current.stored && !self.is_stale(target).await?;
+        if call.dry_run || same {
             // Nothing to write: the version stays what it was.
             self.settle(reservation, !call.dry_run).await;
             let object = finished(target, &shown, current.revision)?;
@@ -158,6 +159,12 @@ impl Registry {
             Err(storage::Error::Conflict { current }) => Ok(Err(current)),
             Err(error) => Err(store_error(error)),
         }
+    }
+
+    /// Whether the store would hold the object otherwise by now, as after a change of its encryption.
+    async fn is_stale(&self, target: Target<'_>) -> Result<bool> {
+        let key = target.storage_key();
+        self.store.is_stale(&key).await.map_err(store_error)
     }
 
     async fn current(&self, target: Target<'_>, kv: KeyValue) -> Result<Current> {

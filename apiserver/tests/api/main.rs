@@ -11,4 +11,5 @@ mod field_validation;
 mod managed_fields;
 mod objects;
 mod protobuf;
+mod security;
 mod watches;

@@ -102,6 +102,11 @@ impl Api {
         &self.admin
     }
 
+    /// No identity.
+    pub fn nobody(&self) -> &TlsConnector {
+        &self.nobody
+    }
+
     /// Stops the server and starts another one on the same data.
     pub async fn restart(&mut self) {
         let running = self.running.take().unwrap();
