@@ -50,7 +50,8 @@ impl Running {
 /// Opens the store, assembles the server and begins to serve.
 pub async fn start(config: &Config) -> Result<Running> {
     let shutdown = CancellationToken::new();
-    let store = sealed(config, open_store(config).await?, &shutdown)?;
+    let kept = config.store.open(config.etcd_compaction_interval).await?;
+    let store = sealed(config, kept.clone(), &shutdown)?;
     let listeners = listeners(config).await?;
     let addresses = listeners
         .iter()
@@ -111,6 +112,7 @@ pub async fn start(config: &Config) -> Result<Running> {
         kubelets: kubelet::Kubelets::new(config)?,
         definitions: definitions.clone(),
         registry,
+        kept,
         shutdown,
     });
     tokio::spawn(definitions.run(server.shutdown.clone()));
@@ -146,32 +148,6 @@ fn sealed(
         encryption::reload::follow(path, rules.clone(), shutdown.clone())?;
     }
     Ok(Arc::new(encryption::EncryptedStore::new(store, rules)))
-}
-
-async fn open_store(config: &Config) -> Result<Arc<dyn Store>> {
-    if config.etcd_servers.is_empty() {
-        let path = config.data_dir.join("store.redb");
-        let engine =
-            storage::embedded::Embedded::open(&path, storage::embedded::Options::default())
-                .with_context(|| format!("opening the store {}", path.display()))?;
-        return Ok(Arc::new(engine));
-    }
-    let read = |path: &std::path::PathBuf| {
-        std::fs::read(path).with_context(|| format!("reading {}", path.display()))
-    };
-    let ca = config.etcd_cafile.as_ref().map(read).transpose()?;
-    let identity = match (&config.etcd_certfile, &config.etcd_keyfile) {
-        (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
-        _ => None,
-    };
-    let mut options = storage::etcd::Options::default();
-    if ca.is_some() || identity.is_some() {
-        options.tls = Some(storage::etcd::Tls { ca, identity });
-    }
-    let engine = storage::etcd::Etcd::connect(&config.etcd_servers, options)
-        .await
-        .with_context(|| format!("connecting to etcd at {}", config.etcd_servers.join(", ")))?;
-    Ok(Arc::new(engine))
 }
 
 async fn listeners(config: &Config) -> Result<Vec<TcpListener>> {

@@ -7,9 +7,14 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use crate::store::StoreFlags;
+
 /// The Kubernetes API server of Skiff.
 #[derive(Debug, Clone, Parser)]
-#[command(version)]
+#[command(
+    version,
+    after_help = "`apiserver store --help` says how a store is backed up, restored and moved."
+)]
 pub struct Config {
     /// The address to serve on
     #[arg(long, default_value = "0.0.0.0")]
@@ -191,21 +196,11 @@ pub struct Config {
     /// The authority that has signed the kubelets' certificates
     #[arg(long)]
     pub kubelet_certificate_authority: Option<PathBuf>,
-    /// URLs of an etcd cluster; without, objects are kept in a file in the data directory
-    #[arg(long, value_delimiter = ',')]
-    pub etcd_servers: Vec<String>,
-    /// The authority that has signed etcd's certificates
-    #[arg(long)]
-    pub etcd_cafile: Option<PathBuf>,
-    /// The client certificate for etcd
-    #[arg(long)]
-    pub etcd_certfile: Option<PathBuf>,
-    /// The key of the client certificate for etcd
-    #[arg(long)]
-    pub etcd_keyfile: Option<PathBuf>,
-    /// Where the embedded store keeps its file
-    #[arg(long, default_value = "/var/lib/skiff")]
-    pub data_dir: PathBuf,
+    #[command(flatten)]
+    pub store: StoreFlags,
+    /// How long what was replaced or deleted is kept for those who read or watch from before; 0 leaves compaction to others
+    #[arg(long, default_value = "5m", value_parser = duration)]
+    pub etcd_compaction_interval: Duration,
     /// Whether privileged containers are allowed
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub allow_privileged: bool,

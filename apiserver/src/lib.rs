@@ -7,7 +7,7 @@
 //!
 //! Start reading at [`rest`], which maps a request to one of the registry's operations, then [`registry`]. The edges are
 //! [`server`] (sockets, TLS, connections), [`discovery`] and [`kubelet`] (what nodes answer); [`services`] gives Services
-//! their addresses, [`system`] makes the `kubernetes` Service, [`assemble`] puts it all together.
+//! their addresses, [`store`] opens the store and backs it up, [`system`] makes the `kubernetes` Service, [`assemble`] puts it all together.
 
 pub mod admission;
 pub mod aggregation;
@@ -37,5 +37,6 @@ pub mod request;
 pub mod rest;
 pub mod server;
 pub mod services;
+pub mod store;
 pub mod strategy;
 pub mod system;

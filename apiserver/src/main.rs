@@ -1,6 +1,7 @@
 //! The `apiserver` program: flags, logging, signals.
 
 use anyhow::Result;
+use apiserver::store::command;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -9,6 +10,16 @@ use tracing_subscriber::EnvFilter;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> Result<()> {
+    // A word of its own, as the server has no subcommands and flags that it cannot do without.
+    let mut words: Vec<_> = std::env::args_os().collect();
+    if words.get(1).is_some_and(|word| word == "store") {
+        words.remove(0);
+        let cli = command::Cli::parse_from(words);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()?;
+        return runtime.block_on(command::run(cli));
+    }
     let config = apiserver::config::Config::parse();
     let filter =
         EnvFilter::try_from_env("SKIFF_LOG").or_else(|_| EnvFilter::try_from_default_env());

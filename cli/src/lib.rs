@@ -1,10 +1,11 @@
 //! `skiff`: the command that people type.
 //!
-//! It has two halves. [`cluster`] makes whole clusters on this machine and looks after them; everything beneath `skiff cluster` is there.
-//! [`verbs`] work on a cluster's objects, as kubectl's do. Both are joined by [`Command`]
+//! It has two halves, and [`store`] for backups. [`cluster`] makes whole clusters on this machine and looks after them; everything beneath `skiff cluster` is there.
+//! [`verbs`] work on a cluster's objects, as kubectl's do. All are joined by [`Command`]
 //! alone: start reading there.
 
 pub mod cluster;
+pub mod store;
 pub mod verbs;
 
 use std::process::ExitCode;
@@ -24,6 +25,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Cluster(cluster::Args),
+    Store(store::Args),
     #[command(flatten)]
     Verb(verbs::Verb),
 }
@@ -35,6 +37,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Cluster(args) => cluster::run(args),
+        Command::Store(args) => store::run(args, &cli.globals),
         Command::Verb(verb) => return verbs::run(verb, &cli.globals),
     };
     match result {

@@ -10,8 +10,11 @@
 //! * [`embedded`]: one file, in process, the default.
 //! * [`etcd`]: an etcd cluster.
 //!
+//! [`backup`] makes a file of any store, from which either engine can be restored.
+//!
 //! Both feed their watchers through one [`hub`], which is why a [`Watch`] behaves the same over either.
 
+pub mod backup;
 pub mod embedded;
 pub mod etcd;
 mod history;
@@ -62,6 +65,8 @@ pub struct Range {
     pub keys_only: bool,
     /// Return no keys at all, only their count.
     pub count_only: bool,
+    /// Also say how long each key has left to live.
+    pub lifetimes: bool,
 }
 
 impl Range {
@@ -116,6 +121,8 @@ pub struct RangeResult {
     pub more: bool,
     /// How many keys the whole range has, whatever the limit.
     pub count: u64,
+    /// Where it was asked for: how long each of `kvs` has left to live; `None` is for ever.
+    pub lifetimes: Vec<Option<Duration>>,
 }
 
 /// What [`Store::delete`] did.
@@ -183,6 +190,9 @@ pub enum Error {
     /// The store's data is not what this engine wrote. Nothing is served.
     #[error("{0}")]
     Corrupt(String),
+    /// A restore would overwrite what is there. Nothing was changed.
+    #[error("{0}")]
+    Occupied(String),
     /// The store cannot be reached or answers with errors. A write may or may not have happened.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use apimachinery::status::{Result, Status};
+use futures::StreamExt;
 use http::header::{CACHE_CONTROL, HeaderValue};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -32,6 +33,7 @@ impl Server {
         };
         match path.trim_end_matches('/') {
             "/version" => json(&version()),
+            crate::store::command::PATH => Ok(self.backup()),
             "/metrics" => Ok(text(StatusCode::OK, self.metrics.render())),
             "/.well-known/openid-configuration" | "/openid/v1/jwks" => {
                 let value = self.token_keys(path).ok_or_else(Status::unknown_path)?;
@@ -48,6 +50,22 @@ impl Server {
                 answer.unwrap_or_else(|| Err(Status::unknown_path()))
             }
         }
+    }
+}
+
+impl Server {
+    /// Everything that is stored, as a file from which a store can be restored. It says itself whether it is whole.
+    fn backup(&self) -> Reply {
+        let pieces = storage::backup::stream(self.kept.clone());
+        let pieces = pieces.filter_map(async |piece| match piece {
+            Ok(piece) => Some(piece),
+            Err(error) => {
+                tracing::error!(%error, "a backup broke off");
+                None
+            }
+        });
+        let body = crate::body::Body::Stream(pieces.boxed());
+        reply(StatusCode::OK, "application/octet-stream", body)
     }
 }
 

@@ -12,6 +12,7 @@ pub mod tls;
 
 use std::sync::Arc;
 
+use storage::Store;
 use tokio_util::sync::CancellationToken;
 
 use crate::authn::Authenticator;
@@ -41,6 +42,8 @@ pub struct Server {
     pub definitions: Arc<crate::crd::Controller>,
     /// One permit per request that is being answered, so that a flood is refused instead of filling memory.
     pub in_flight: tokio::sync::Semaphore,
+    /// The store as it is, which backups are made of: what is sealed stays so.
+    pub kept: Arc<dyn Store>,
     /// Cancelled when the server is to stop: watches end, connections drain.
     pub shutdown: CancellationToken,
 }

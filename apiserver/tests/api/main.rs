@@ -5,6 +5,7 @@ mod common;
 
 mod admission;
 mod aggregation;
+mod backups;
 mod bad_input;
 mod custom_resources;
 mod field_validation;

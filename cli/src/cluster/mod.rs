@@ -4,13 +4,15 @@
 //! namespaces (network, mount, PID, UTS, IPC) with a first process that keeps the machine's components alive.
 //!
 //! - [`spec`]: the record of a cluster, its addresses and paths. Start reading here.
-//! - [`create`]: `create` and `start`, step by step; [`lifecycle`]: the other commands, and removal after any crash.
+//! - [`create`]: `create` and `start`, step by step; [`lifecycle`]: the other commands, and removal after any crash;
+//!   [`backup`]: `backup` and `restore`.
 //! - [`supervisor`] and [`machine`] are the two kinds of process in the background, both around [`keeper`]'s loop;
 //!   [`spawn`] starts the one from the other.
 //! - [`net`], [`rootfs`], [`cgroups`]: what a machine is made of. [`components`]: what runs in it.
 //! - [`pki`], [`kubeconfig`], [`preload`] (images), [`addons`] (DNS and its kin), [`preflight`], [`progress`], [`logs`].
 
 pub mod addons;
+pub mod backup;
 pub mod cgroups;
 pub mod components;
 pub mod create;
@@ -71,6 +73,20 @@ enum Command {
         /// How many seconds to wait for it to serve
         #[arg(long, default_value_t = 120)]
         wait: u64,
+    },
+    /// Write everything that a running cluster stores into a file
+    Backup {
+        file: PathBuf,
+        /// The cluster
+        #[arg(long, default_value = "skiff")]
+        name: String,
+    },
+    /// Restart a cluster with what a backup holds in place of all it stores
+    Restore {
+        file: PathBuf,
+        /// The cluster
+        #[arg(long, default_value = "skiff")]
+        name: String,
     },
     /// Load an image from a tar file (OCI layout or docker save) into every node
     Load {
@@ -149,6 +165,8 @@ pub fn run(args: Args) -> Result<()> {
             );
             Ok(())
         }
+        Command::Backup { file, name } => backup::back_up(&named(&state, &name)?, &file),
+        Command::Restore { file, name } => backup::restore(&named(&state, &name)?, &state, &file),
         Command::Logs(args) => show_logs(&named(&state, &args.name)?, &args),
         Command::Supervise {
             state,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -18,11 +18,14 @@ use tokio::task::JoinSet;
 
 use crate::world::World;
 
-pub const PATH: &str = "/api/v1/namespaces/default/configmaps";
+/// How long a caller waits for an answer: longer than most harm lasts, so that late answers are seen too.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a watcher may take to hear of the last write, once everything is well again.
+const LAST_WORD: Duration = Duration::from_secs(60);
 const KEYS: u32 = 12;
 const WRITERS: u64 = 4;
 const READERS: u64 = 3;
-const WATCHERS: u64 = 4;
+pub const WATCHERS: u64 = 4;
 
 /// An object as a client saw it: its revision and its value.
 pub type Seen = (u64, String);
@@ -98,24 +101,65 @@ impl Record {
     }
 }
 
+/// The objects of one run: a namespace of its own, so that many runs can share their servers.
+pub struct Place {
+    namespace: String,
+    path: String,
+}
+
+impl Place {
+    pub async fn make(world: &World, seed: u64) -> Result<Self> {
+        let namespace = format!("run-{seed}");
+        let object = json!({"metadata": {"name": namespace}});
+        let path = "/api/v1/namespaces";
+        let clients = world.clients();
+        let server = clients.first().context("no server")?;
+        server.call(Method::POST, path, Some(&object)).await?;
+        let path = format!("{path}/{namespace}/configmaps");
+        Ok(Place { namespace, path })
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.namespace)
+    }
+}
+
 pub struct Clients {
+    place: Arc<Place>,
     stop: Arc<AtomicBool>,
-    tasks: JoinSet<()>,
+    last: Arc<AtomicU64>,
+    actors: JoinSet<()>,
+    watchers: JoinSet<()>,
+}
+
+async fn all(mut tasks: JoinSet<()>) -> Result<()> {
+    while let Some(done) = tasks.join_next().await {
+        done?;
+    }
+    Ok(())
 }
 
 impl Clients {
-    /// Lets all come to an end; watchers hear out what has happened.
-    pub async fn finish(mut self) -> Result<()> {
+    /// Lets all come to an end, and returns what is there then. Every watcher has to hear of one last write.
+    pub async fn finish(self, world: &World) -> Result<(u64, BTreeMap<String, Seen>)> {
         self.stop.store(true, Ordering::Relaxed);
-        let all = async {
-            while let Some(done) = self.tasks.join_next().await {
-                done?;
-            }
-            Ok(())
-        };
-        tokio::time::timeout(Duration::from_secs(60), all)
+        tokio::time::timeout(LAST_WORD, all(self.actors))
             .await
-            .context("clients did not come to an end")?
+            .context("clients did not come to an end")??;
+        let clients = world.clients();
+        let server = clients.first().context("no server")?;
+        let path = &self.place.path;
+        let end = json!({"metadata": {"name": "end"}, "data": {"value": "end"}});
+        let end = server.call(Method::POST, path, Some(&end)).await?;
+        let last = revision(&end).context("the last write has no revision")?;
+        self.last.store(last, Ordering::Relaxed);
+        tokio::time::timeout(LAST_WORD, all(self.watchers))
+            .await
+            .with_context(|| format!("a watcher does not hear of the last write, {last}"))??;
+        let list = server.call(Method::GET, path, None).await?;
+        kept(&list).context("the list is no list")
     }
 }
 
@@ -124,7 +168,10 @@ struct Caller {
     servers: Vec<Client>,
     random: StdRng,
     open: Option<Connection>,
+    place: Arc<Place>,
     stop: Arc<AtomicBool>,
+    /// The revision of the last write, once that has happened; 0 before.
+    last: Arc<AtomicU64>,
 }
 
 impl Caller {
@@ -148,21 +195,22 @@ impl Caller {
         if self.random.random_range(0..10) == 0 {
             self.open = None;
         }
-        let mut connection = match self.open.take() {
-            Some(connection) => connection,
-            None => self.any().connect().await.ok()?,
-        };
+        let (open, server) = (self.open.take(), self.any());
         let body = body.map(|b| Bytes::from(b.to_string()));
         let answer = async {
+            let mut connection = match open {
+                Some(connection) => connection,
+                None => server.connect().await.ok()?,
+            };
             let (status, body) = connection.send(method, path, body).await.ok()?;
             let bytes = body.collect().await.ok()?.to_bytes();
-            Some((status, serde_json::from_slice(&bytes).unwrap_or_default()))
+            let answer = serde_json::from_slice(&bytes).unwrap_or_default();
+            Some((connection, status, answer))
         };
-        let answer = tokio::time::timeout(Duration::from_secs(15), answer)
-            .await
-            .ok()??;
+        let (connection, status, answer) =
+            tokio::time::timeout(PATIENCE, answer).await.ok()??;
         self.open = Some(connection);
-        Some(answer)
+        Some((status, answer))
     }
 
     async fn pause(&mut self) {
@@ -175,25 +223,34 @@ impl Caller {
     }
 }
 
-pub fn start(world: &World, record: &Record, seed: u64) -> Clients {
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut tasks = JoinSet::new();
+pub fn start(world: &World, place: Place, record: &Record, seed: u64) -> Clients {
+    let (stop, last) = (Arc::new(AtomicBool::new(false)), Arc::default());
+    let place = Arc::new(place);
+    let (mut actors, mut watchers) = (JoinSet::new(), JoinSet::new());
     let caller = |n: u64| Caller {
         servers: world.clients(),
         random: StdRng::seed_from_u64(seed.wrapping_mul(1000).wrapping_add(n)),
         open: None,
+        place: place.clone(),
         stop: stop.clone(),
+        last: Arc::clone(&last),
     };
     for n in 0..WRITERS {
-        tasks.spawn(write(caller(n), record.clone(), n));
+        actors.spawn(write(caller(n), record.clone(), n));
     }
     for n in 0..READERS {
-        tasks.spawn(read(caller(100 + n), record.clone()));
+        actors.spawn(read(caller(100 + n), record.clone()));
     }
     for n in 0..WATCHERS {
-        tasks.spawn(watch(caller(200 + n), record.clone()));
+        watchers.spawn(watch(caller(200 + n), record.clone()));
     }
-    Clients { stop, tasks }
+    Clients {
+        place,
+        stop,
+        last,
+        actors,
+        watchers,
+    }
 }
 
 fn revision(object: &Value) -> Option<u64> {
@@ -212,13 +269,14 @@ async fn write(mut caller: Caller, record: Record, id: u64) {
     while !caller.stopped() {
         caller.pause().await;
         let key = caller.key();
-        let path = format!("{PATH}/{key}");
+        let all = caller.place.path.clone();
+        let path = format!("{all}/{key}");
         count += 1;
         let value = format!("w{id}-{count}");
         let mut object = json!({"metadata": {"name": key}, "data": {"value": value}});
         let choice = caller.random.random_range(0..10);
         let (base, method, target, body) = match choice {
-            0..3 => (None, Method::POST, PATH.to_owned(), Some(object)),
+            0..3 => (None, Method::POST, all, Some(object)),
             3..9 => {
                 let Some((StatusCode::OK, old)) = caller.call(Method::GET, &path, None).await
                 else {
@@ -259,15 +317,14 @@ fn outcome(answer: Option<(StatusCode, Value)>, deletes: bool) -> Outcome {
 
 async fn read(mut caller: Caller, record: Record) {
     let mut own = Vec::new();
+    let path = caller.place.path.clone();
     while !caller.stopped() {
         caller.pause().await;
         let start = Instant::now();
         let read = if caller.random.random_range(0..2) == 0 {
             let key = caller.key();
-            match caller
-                .call(Method::GET, &format!("{PATH}/{key}"), None)
-                .await
-            {
+            let one = format!("{path}/{key}");
+            match caller.call(Method::GET, &one, None).await {
                 Some((StatusCode::OK, object)) => Read::One {
                     key,
                     seen: seen(&object).map(|s| s.1),
@@ -276,8 +333,8 @@ async fn read(mut caller: Caller, record: Record) {
                 _ => continue,
             }
         } else {
-            match caller.call(Method::GET, PATH, None).await {
-                Some((StatusCode::OK, list)) => match all(&list) {
+            match caller.call(Method::GET, &path, None).await {
+                Some((StatusCode::OK, list)) => match kept(&list) {
                     Some((revision, seen)) => Read::All { revision, seen },
                     None => continue,
                 },
@@ -295,27 +352,21 @@ async fn read(mut caller: Caller, record: Record) {
     record.0.lock().reads.push(own);
 }
 
-fn all(list: &Value) -> Option<(u64, BTreeMap<String, Seen>)> {
+/// What a list shows, and as of when.
+fn kept(list: &Value) -> Option<(u64, BTreeMap<String, Seen>)> {
     let items = list["items"].as_array()?;
     Some((revision(list)?, items.iter().filter_map(seen).collect()))
 }
 
-/// What is there now.
-pub async fn list(world: &World) -> Result<(u64, BTreeMap<String, Seen>)> {
-    let servers = world.clients();
-    let server = servers.first().context("no server")?;
-    let list = server.call(Method::GET, PATH, None).await?;
-    all(&list).context("the list is no list")
-}
-
 /// Follows the objects as client-go's reflector does: list, watch from there, and after a failure watch on from the last
-/// revision heard, at any server; list again only when that is too old.
+/// revision heard, at any server; list again only when that is too old. Ends when it has heard of the last write.
 async fn watch(mut caller: Caller, record: Record) {
+    let path = caller.place.path.clone();
     let mut segment: Option<Segment> = None;
-    let mut last_round = false;
-    loop {
+    while !heard_all(&caller.last, segment.as_ref()) {
+        caller.pause().await;
         let Some(current) = &mut segment else {
-            if let Some((StatusCode::OK, list)) = caller.call(Method::GET, PATH, None).await
+            if let Some((StatusCode::OK, list)) = caller.call(Method::GET, &path, None).await
                 && let Some(from) = revision(&list)
             {
                 segment = Some(Segment {
@@ -323,32 +374,26 @@ async fn watch(mut caller: Caller, record: Record) {
                     to: from,
                     ..Segment::default()
                 });
-            } else if caller.stopped() && last_round {
-                return;
             }
-            last_round = caller.stopped();
-            caller.pause().await;
             continue;
         };
         let server = caller.any();
-        let stop = caller.stop.clone();
-        let finished = stop.load(Ordering::Relaxed);
-        let fresh = follow(&server, current, &stop).await;
-        if !fresh || finished {
+        if !follow(&server, &path, current, &caller.last).await {
             record.0.lock().segments.extend(segment.take());
-            if finished {
-                return;
-            }
         }
-        caller.pause().await;
     }
+    record.0.lock().segments.extend(segment);
 }
 
-/// One watch, until it ends; false if its start is no longer kept. Once all is to stop it ends a second after the last
-/// event.
-async fn follow(server: &Client, segment: &mut Segment, stop: &AtomicBool) -> bool {
+fn heard_all(last: &AtomicU64, segment: Option<&Segment>) -> bool {
+    let last = last.load(Ordering::Relaxed);
+    last != 0 && segment.is_some_and(|segment| segment.to >= last)
+}
+
+/// One watch, until it ends or has told all; false if its start is no longer kept.
+async fn follow(server: &Client, path: &str, segment: &mut Segment, last: &AtomicU64) -> bool {
     let path = format!(
-        "{PATH}?watch=true&allowWatchBookmarks=true&resourceVersion={}",
+        "{path}?watch=true&allowWatchBookmarks=true&resourceVersion={}",
         segment.to
     );
     let opened = async {
@@ -356,8 +401,7 @@ async fn follow(server: &Client, segment: &mut Segment, stop: &AtomicBool) -> bo
         let (status, body) = connection.send(Method::GET, &path, None).await?;
         Ok::<_, anyhow::Error>((connection, status, body))
     };
-    let Ok(Ok((_connection, status, mut body))) =
-        tokio::time::timeout(Duration::from_secs(5), opened).await
+    let Ok(Ok((_connection, status, mut body))) = tokio::time::timeout(PATIENCE, opened).await
     else {
         return true;
     };
@@ -368,13 +412,8 @@ async fn follow(server: &Client, segment: &mut Segment, stop: &AtomicBool) -> bo
         return true;
     }
     let mut rest = Vec::new();
-    loop {
-        let frame = match tokio::time::timeout(Duration::from_secs(1), body.frame()).await {
-            Ok(Some(Ok(frame))) => frame,
-            // Silence: go on unless this is the end.
-            Err(_) if !stop.load(Ordering::Relaxed) => continue,
-            _ => return true,
-        };
+    // What says nothing for long is left for another server, as it might never speak again.
+    while let Ok(Some(Ok(frame))) = tokio::time::timeout(PATIENCE, body.frame()).await {
         let Ok(data) = frame.into_data() else {
             continue;
         };
@@ -390,7 +429,11 @@ async fn follow(server: &Client, segment: &mut Segment, stop: &AtomicBool) -> bo
                 None => return true,
             }
         }
+        if heard_all(last, Some(segment)) {
+            return true;
+        }
     }
+    true
 }
 
 /// Takes an event in. `Some(false)` if it says that the watch's start is no longer kept, `None` if the watch is at its end.

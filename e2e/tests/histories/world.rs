@@ -1,4 +1,4 @@
-//! API servers and their store as real processes on the loopback, and what may befall them.
+//! API servers and their store as real processes on the loopback, and how they are broken and mended.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -8,13 +8,19 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use bench::load::Client;
 use bench::plane::{Process, apiserver_flags, free_port, identities};
-use rand::Rng;
-use rand::rngs::StdRng;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use storage::Store;
 use storage::etcd::{Etcd, Options};
 use tempfile::TempDir;
 
+use crate::faults::{Condition, Fault, Harm, Program};
+use crate::link::Link;
+
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long the embedded store keeps history here: less than a run takes, so that compaction happens in every one.
+const HISTORY: &str = "400ms";
 
 pub struct World {
     servers: Vec<Server>,
@@ -22,53 +28,66 @@ pub struct World {
     directory: TempDir,
 }
 
-/// One API server, running or not.
+/// One API server.
 struct Server {
     address: SocketAddr,
     tls: Arc<rustls::ClientConfig>,
-    process: Option<Process>,
+    /// Its own way to each member.
+    links: Vec<Link>,
+    state: State,
 }
 
-/// One member of etcd, running or not.
+/// One member of etcd.
 struct Member {
-    client: String,
-    peer: String,
+    client: SocketAddr,
+    peer: SocketAddr,
+    /// The way of the other members to it.
+    link: Link,
+    state: State,
+}
+
+/// A process, running or not, and what is wrong with it.
+#[derive(Default)]
+struct State {
     process: Option<Process>,
+    harm: Option<Harm>,
 }
 
-#[derive(Debug, Clone, Copy)]
-pub enum Fault {
-    /// SIGKILL, and a start some time later (by the next fault that concerns it, or by [`World::heal`]).
-    KillServer(usize),
-    KillMember(usize),
-    StartServer(usize),
-    StartMember(usize),
-    /// Forget all but the last so many revisions.
-    Compact(u64),
-}
-
-impl Fault {
-    /// A fault that leaves a majority of members and one server.
-    pub fn any(world: &World, random: &mut StdRng) -> Self {
-        let down = |process: &Option<Process>| process.is_none();
-        let server = random.random_range(0..world.servers.len());
-        if world.members.is_empty() {
-            return match down(&world.servers[server].process) {
-                true => Fault::StartServer(server),
-                false => Fault::KillServer(server),
-            };
+impl State {
+    fn signal(&self, signal: Signal) -> Result<()> {
+        if let Some(process) = &self.process {
+            kill(Pid::from_raw(i32::try_from(process.pid())?), signal)?;
         }
-        let member = random.random_range(0..world.members.len());
-        let members_down = world.members.iter().filter(|m| down(&m.process)).count();
-        let servers_down = world.servers.iter().filter(|s| down(&s.process)).count();
-        match random.random_range(0..3) {
-            0 if down(&world.servers[server].process) => Fault::StartServer(server),
-            0 if servers_down + 1 < world.servers.len() => Fault::KillServer(server),
-            1 if down(&world.members[member].process) => Fault::StartMember(member),
-            1 if members_down == 0 => Fault::KillMember(member),
-            _ => Fault::Compact(random.random_range(0..200)),
-        }
+        Ok(())
     }
+
+    fn suffer(&mut self, harm: Harm, links: &[&Link]) -> Result<()> {
+        match harm {
+            Harm::Killed => self.process = None,
+            Harm::Paused => self.signal(Signal::SIGSTOP)?,
+            Harm::CutOff => links.iter().for_each(|link| link.cut()),
+        }
+        self.harm = Some(harm);
+        Ok(())
+    }
+
+    /// Undoes everything but a kill, after which the process has to be started.
+    fn recover(&mut self, links: &[&Link]) -> Result<()> {
+        match self.harm.take() {
+            Some(Harm::Paused) => self.signal(Signal::SIGCONT)?,
+            Some(Harm::CutOff) => links.iter().for_each(|link| link.mend()),
+            Some(Harm::Killed) | None => {}
+        }
+        Ok(())
+    }
+}
+
+fn url(address: SocketAddr) -> String {
+    format!("http://{address}")
+}
+
+fn free_address() -> Result<SocketAddr> {
+    Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?)))
 }
 
 impl World {
@@ -84,44 +103,64 @@ impl World {
         let directory = tempfile::Builder::new()
             .prefix("skiff-histories-")
             .tempdir()?;
-        let url = || Ok::<_, anyhow::Error>(format!("http://127.0.0.1:{}", free_port()?));
         let mut world = World {
             servers: Vec::new(),
             members: Vec::new(),
             directory,
         };
         for _ in 0..members {
+            let (client, peer) = (free_address()?, free_address()?);
             world.members.push(Member {
-                client: url()?,
-                peer: url()?,
-                process: None,
+                client,
+                peer,
+                link: Link::to(peer).await?,
+                state: State::default(),
             });
         }
         for n in 0..servers {
-            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
-            let dir = world.directory.path().join(format!("server-{n}"));
+            let address = free_address()?;
+            let dir = world.server_dir(n);
             std::fs::create_dir(&dir)?;
+            let mut links = Vec::new();
+            for member in &world.members {
+                links.push(Link::to(member.client).await?);
+            }
             world.servers.push(Server {
                 address,
                 tls: identities(&dir, address)?,
-                process: None,
+                links,
+                state: State::default(),
             });
         }
         // Servers that share objects share the keys of their tokens.
         for n in 1..servers {
             for file in ["sa.key", "sa.pub"] {
-                let at = |n: usize| {
-                    world
-                        .directory
-                        .path()
-                        .join(format!("server-{n}"))
-                        .join(file)
-                };
-                std::fs::copy(at(0), at(n))?;
+                std::fs::copy(
+                    world.server_dir(0).join(file),
+                    world.server_dir(n).join(file),
+                )?;
             }
         }
         world.heal().await?;
         Ok(world)
+    }
+
+    /// What the programs printed last, for whoever looks into a failure.
+    pub fn logs(&self) -> String {
+        let dir = self.directory.path();
+        let servers = (0..self.servers.len()).map(|n| self.server_dir(n).join("log"));
+        let members = (0..self.members.len()).map(|n| dir.join(format!("member-{n}.log")));
+        let last = |path: std::path::PathBuf| {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            let tail = lines[lines.len().saturating_sub(40)..].join("\n");
+            format!("--- {}\n{tail}\n", path.display())
+        };
+        servers.chain(members).map(last).collect()
+    }
+
+    fn server_dir(&self, n: usize) -> std::path::PathBuf {
+        self.directory.path().join(format!("server-{n}"))
     }
 
     pub fn clients(&self) -> Vec<Client> {
@@ -132,49 +171,87 @@ impl World {
         self.servers.iter().map(client).collect()
     }
 
-    pub async fn inflict(&mut self, fault: Fault) -> Result<()> {
-        match fault {
-            Fault::KillServer(n) => self.servers[n].process = None,
-            Fault::KillMember(n) => self.members[n].process = None,
-            Fault::StartServer(n) => self.start_server(n)?,
-            Fault::StartMember(n) => self.start_member(n)?,
-            Fault::Compact(keep) => self.compact(keep).await,
+    pub fn condition(&self) -> Condition {
+        Condition {
+            servers: self.servers.iter().map(|s| s.state.harm).collect(),
+            members: self.members.iter().map(|m| m.state.harm).collect(),
         }
-        Ok(())
     }
 
-    /// Starts what is down and waits until every server serves.
+    pub async fn inflict(&mut self, fault: Fault) -> Result<()> {
+        match fault {
+            Fault::Harm(Program::Server(n), harm) => {
+                let Server { links, state, .. } = &mut self.servers[n];
+                state.suffer(harm, &links.iter().collect::<Vec<_>>())
+            }
+            Fault::Harm(Program::Member(n), harm) => {
+                let Member { link, state, .. } = &mut self.members[n];
+                state.suffer(harm, &[link])
+            }
+            Fault::Heal(program) => self.recover(program),
+            Fault::Compact(keep) => {
+                self.compact(keep).await;
+                Ok(())
+            }
+        }
+    }
+
+    fn recover(&mut self, program: Program) -> Result<()> {
+        match program {
+            Program::Server(n) => {
+                let Server { links, state, .. } = &mut self.servers[n];
+                state.recover(&links.iter().collect::<Vec<_>>())?;
+                match state.process {
+                    Some(_) => Ok(()),
+                    None => self.start_server(n),
+                }
+            }
+            Program::Member(n) => {
+                let Member { link, state, .. } = &mut self.members[n];
+                state.recover(&[link])?;
+                match state.process {
+                    Some(_) => Ok(()),
+                    None => self.start_member(n),
+                }
+            }
+        }
+    }
+
+    /// Undoes all harm and waits until every server serves.
     pub async fn heal(&mut self) -> Result<()> {
         for n in 0..self.members.len() {
-            if self.members[n].process.is_none() {
-                self.start_member(n)?;
-            }
+            self.recover(Program::Member(n))?;
         }
         for n in 0..self.servers.len() {
-            if self.servers[n].process.is_none() {
-                self.start_server(n)?;
-            }
+            self.recover(Program::Server(n))?;
         }
         for (n, client) in self.clients().iter().enumerate() {
-            let log = self.directory.path().join(format!("server-{n}/log"));
-            client
-                .ready("/readyz", PATIENCE)
+            let log = self.server_dir(n).join("log");
+            let ready = tokio::time::timeout(PATIENCE * 2, client.ready("/readyz", PATIENCE));
+            ready
                 .await
+                .map_err(anyhow::Error::from)
+                .flatten()
                 .with_context(|| std::fs::read_to_string(log).unwrap_or_default())?;
         }
         Ok(())
     }
 
     fn start_server(&mut self, n: usize) -> Result<()> {
-        let dir = self.directory.path().join(format!("server-{n}"));
-        let mut flags = apiserver_flags(&dir, self.servers[n].address);
+        let dir = self.server_dir(n);
+        let server = &mut self.servers[n];
+        let mut flags = apiserver_flags(&dir, server.address);
         if self.members.is_empty() {
             flags.push(("data-dir", dir.join("store").display().to_string()));
+            flags.push(("etcd-compaction-interval", HISTORY.to_owned()));
         } else {
-            flags.push(("etcd-servers", self.urls().join(",")));
+            let urls: Vec<_> = server.links.iter().map(|l| url(l.address)).collect();
+            flags.push(("etcd-servers", urls.join(",")));
+            // Compaction is a fault that the run chooses.
+            flags.push(("etcd-compaction-interval", "0s".to_owned()));
         }
         let program = e2e::bin_dir().join("apiserver");
-        self.servers[n].process = Some(Process::start(&program, &flags, &dir.join("log"))?);
+        server.state.process = Some(Process::start(&program, &flags, &dir.join("log"))?);
         Ok(())
     }
 
@@ -183,43 +260,40 @@ impl World {
             .members
             .iter()
             .enumerate()
-            .map(|(n, member)| format!("member-{n}={}", member.peer))
+            .map(|(n, member)| format!("member-{n}={}", url(member.link.address)))
             .collect();
         let dir = self.directory.path();
-        let member = &self.members[n];
+        let member = &mut self.members[n];
         let flags = [
             ("name", format!("member-{n}")),
             (
                 "data-dir",
                 dir.join(format!("member-{n}")).display().to_string(),
             ),
-            ("listen-client-urls", member.client.clone()),
-            ("advertise-client-urls", member.client.clone()),
-            ("listen-peer-urls", member.peer.clone()),
-            ("initial-advertise-peer-urls", member.peer.clone()),
+            ("listen-client-urls", url(member.client)),
+            ("advertise-client-urls", url(member.client)),
+            ("listen-peer-urls", url(member.peer)),
+            ("initial-advertise-peer-urls", url(member.link.address)),
             ("initial-cluster", all.join(",")),
             ("heartbeat-interval", "50".to_owned()),
             ("election-timeout", "500".to_owned()),
             ("log-level", "error".to_owned()),
         ];
         let log = dir.join(format!("member-{n}.log"));
-        self.members[n].process = Some(Process::start(Path::new("etcd"), &flags, &log)?);
+        member.state.process = Some(Process::start(Path::new("etcd"), &flags, &log)?);
         Ok(())
-    }
-
-    fn urls(&self) -> Vec<String> {
-        self.members.iter().map(|m| m.client.clone()).collect()
     }
 
     /// Compacts as another server's timer would. While etcd has no leader it may fail: then it does not happen.
     async fn compact(&self, keep: u64) {
         let options = Options {
             history: None,
-            timeout: Duration::from_secs(2),
+            timeout: Duration::from_millis(500),
             ..Options::default()
         };
+        let urls: Vec<String> = self.members.iter().map(|m| url(m.client)).collect();
         let compacting = async {
-            let store = Etcd::connect(&self.urls(), options).await?;
+            let store = Etcd::connect(&urls, options).await?;
             let revision = store.current_revision().await?;
             let result = store.compact(revision.saturating_sub(keep).max(1)).await;
             store.close().await;

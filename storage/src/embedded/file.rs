@@ -231,6 +231,15 @@ impl<'t> Tables<'t> {
             .ok_or_else(|| unreadable(revision))
     }
 
+    /// For a new file: there is no history up to `revision`, and nothing to clean up.
+    pub fn begin_at(&mut self, revision: u64) -> Result<()> {
+        self.set_compacted(revision)?;
+        self.state
+            .insert(CLEANED, revision)
+            .map_err(fault)
+            .map(drop)
+    }
+
     pub fn set_compacted(&mut self, revision: u64) -> Result<()> {
         self.state
             .insert(COMPACTED, revision)

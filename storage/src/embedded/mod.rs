@@ -5,6 +5,7 @@
 //! * [`writer`] is the one thread that writes: it gathers the writes that wait, commits them together with one fsync,
 //!   changes the index, and tells the [`Hub`]. It also expires keys and cleans up after compactions.
 //! * [`rewrite`] makes the file small again when most of it is free space, while the store goes on.
+//! * [`mod@restore`] makes a file of a backup.
 //!
 //! Readers look a key up in the index and take its value from a redb snapshot; they wait for no write. A snapshot is
 //! always taken while the index is locked for reading. The writer commits before it changes the index, and removes
@@ -12,6 +13,7 @@
 
 mod file;
 mod index;
+mod restore;
 mod rewrite;
 mod writer;
 
@@ -34,6 +36,7 @@ use crate::{
 };
 use file::{Kind, Snapshot};
 use index::{Index, Slot};
+pub use restore::restore;
 use writer::{Change, Request, Write, Writer, Written};
 
 /// How many events one read of the log returns at most.
@@ -248,7 +251,7 @@ impl Shared {
             ..RangeResult::default()
         };
         for (key, slot) in slots {
-            let Some((modified, created)) = version_at(&snapshot, slot, revision)? else {
+            let Some(version) = version_at(&snapshot, slot, revision)? else {
                 continue;
             };
             result.count += 1;
@@ -258,13 +261,16 @@ impl Shared {
             let value = if range.keys_only {
                 Bytes::new()
             } else {
-                snapshot.value(modified)?
+                snapshot.value(version.modified)?
             };
+            if range.lifetimes {
+                result.lifetimes.push(left(version.expires));
+            }
             result.kvs.push(KeyValue {
                 key,
                 value,
-                create_revision: created,
-                mod_revision: modified,
+                create_revision: version.created,
+                mod_revision: version.modified,
             });
         }
         result.more = !range.count_only && result.count > result.kvs.len() as u64;
@@ -285,32 +291,29 @@ impl Shared {
     }
 }
 
-/// Which version of a key was there at `revision`: when it was written and when the key was created.
-fn version_at(snapshot: &Snapshot, slot: Slot, revision: u64) -> Result<Option<(u64, u64)>> {
-    let Slot {
-        mut modified,
-        mut created,
-        ..
-    } = slot;
-    while modified > revision {
+/// Which version of a key was there at `revision`.
+fn version_at(snapshot: &Snapshot, mut slot: Slot, revision: u64) -> Result<Option<Slot>> {
+    while slot.modified > revision {
         let before = snapshot
-            .record(modified, |record| record.previous)?
+            .record(slot.modified, |record| record.previous)?
             .unwrap_or(0);
         if before == 0 {
             return Ok(None);
         }
-        let found = snapshot.record(before, |record| {
-            if record.kind == Kind::Put {
-                record.created
-            } else {
-                0
-            }
-        })?;
         // A version that is gone was replaced before the oldest kept revision, and nobody may ask for that.
-        let Some(found) = found else { return Ok(None) };
-        (modified, created) = (before, found);
+        match snapshot.record(before, |record| Slot::of(before, &record))? {
+            Some(found) => slot = found,
+            None => return Ok(None),
+        }
     }
-    Ok((created != 0).then_some((modified, created)))
+    Ok(slot.exists().then_some(slot))
+}
+
+/// How long it is until a time in milliseconds since the epoch, where 0 is never.
+fn left(expires: u64) -> Option<Duration> {
+    // What has expired and is not deleted yet has a moment left, not for ever.
+    let millis = || expires.saturating_sub(writer::now_millis()).max(1);
+    (expires != 0).then(|| Duration::from_millis(millis()))
 }
 
 fn read_events(snapshot: &Snapshot, prefix: &str, from: u64, to: u64) -> Result<Batch> {

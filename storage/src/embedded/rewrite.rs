@@ -34,13 +34,13 @@ pub(super) fn is_due(file_bytes: u64, live_bytes: u64, total_bytes: u64) -> bool
     file_bytes > MIN_FILE && file_bytes > live_bytes / 4 * 10 && file_bytes > total_bytes / 4 * 7
 }
 
-fn new_path(path: &Path) -> PathBuf {
+pub(super) fn new_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     name.into()
 }
 
-/// Removes what an interrupted rewrite left.
+/// Removes what an interrupted rewrite or restore left.
 pub(super) fn discard(path: &Path) {
     let _ = std::fs::remove_file(new_path(path));
 }
@@ -103,16 +103,18 @@ pub(super) fn adopt(shared: &Arc<Shared>, mut new: Rewritten) -> Result<(u64, u6
     let snapshot = latest(shared)?;
     portion(&mut new, &snapshot, u64::MAX, false)?;
     drop(snapshot);
-    let moved = std::fs::rename(new_path(&shared.path), &shared.path)
-        .and_then(|()| sync_directory(&shared.path));
-    moved.map_err(|e| {
-        Error::Unavailable(format!("cannot replace {}: {e}", shared.path.display()))
-    })?;
+    replace(&shared.path)?;
     let cleaned = Snapshot::take(&new.database)?.cleaned()?;
     let old = shared.database.write().replace(new.database);
     // Closing tidies the old file up, which nobody needs to wait for.
     std::thread::spawn(move || drop(old));
     Ok((cleaned, new.bytes))
+}
+
+/// Puts the new file in the old one's place, for good.
+pub(super) fn replace(path: &Path) -> Result<()> {
+    let moved = std::fs::rename(new_path(path), path).and_then(|()| sync_directory(path));
+    moved.map_err(|e| Error::Unavailable(format!("cannot replace {}: {e}", path.display())))
 }
 
 fn sync_directory(path: &Path) -> std::io::Result<()> {

@@ -86,7 +86,7 @@ pub(super) struct Writer {
     closing: Option<oneshot::Sender<Result<()>>>,
 }
 
-fn now_millis() -> u64 {
+pub(super) fn now_millis() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_millis() as u64)

@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 use etcd_client::LeaseClient;
 use tokio::sync::Mutex;
 
-use super::fault;
+use super::{Shared as Connection, fault, retry};
 use crate::Result;
 
 /// How many keys share a lease at most: when it expires, they are all deleted at once.
 const MAX_KEYS: u32 = 1000;
 /// How much longer than it asked for a key may live.
 const MAX_EXTRA: Duration = Duration::from_secs(60);
+
+const A_MOMENT: Duration = Duration::from_millis(1);
 
 pub(super) struct Leases {
     client: LeaseClient,
@@ -66,6 +68,30 @@ impl Leases {
             },
         );
         Ok(granted.id())
+    }
+}
+
+impl Connection {
+    /// How long each of these keys has left to live.
+    pub(super) async fn lifetimes(
+        &self,
+        kvs: &[etcd_client::KeyValue],
+    ) -> Result<Vec<Option<Duration>>> {
+        let mut known: HashMap<i64, Option<Duration>> = HashMap::from([(0, None)]);
+        for id in kvs.iter().map(etcd_client::KeyValue::lease) {
+            if known.contains_key(&id) {
+                continue;
+            }
+            let left = retry(self.options.timeout, || {
+                let mut lease = self.lease.clone();
+                async move { lease.time_to_live(id, None).await.map_err(fault) }
+            })
+            .await?;
+            // Of a lease that has just ended etcd says -1; its keys are as good as gone.
+            let seconds = left.ttl().max(0) as u64;
+            known.insert(id, Some(Duration::from_secs(seconds).max(A_MOMENT)));
+        }
+        Ok(kvs.iter().map(|kv| known[&kv.lease()]).collect())
     }
 }
 

@@ -6,11 +6,16 @@
 //! caught up without etcd's progress notifications, which older servers are known to send too early. A watcher from
 //! before the hub's position reads what it missed with an etcd watch of its own.
 //!
+//! What callers see as a revision is etcd's own and the *offset* of this etcd, which is 0 unless a backup was restored into
+//! it: etcd counts from 1, and revisions must never go back ([`epoch`]).
+//!
 //! Reads are repeated while no server answers. Writes are not: whether one has happened is then unknown, and the
 //! caller, who sees [`Error::Unavailable`], has to look.
 
+mod epoch;
 mod leases;
 mod pump;
+mod restore;
 mod revision;
 
 use std::future::Future;
@@ -19,16 +24,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use epoch::Epoch;
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions,
-    GetResponse, Identity, KvClient, PutOptions, ResponseHeader, TlsOptions, Txn, TxnOp,
-    TxnOpResponse, WatchClient,
+    GetResponse, Identity, KvClient, LeaseClient, PutOptions, ResponseHeader, TlsOptions, Txn,
+    TxnOp, TxnOpResponse, WatchClient,
 };
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tonic::Code;
+
+pub use restore::restore;
 
 use crate::hub::{Hub, Log};
 use crate::{Batch, Deleted, Error, Expect, KeyValue, Range, RangeResult, Result, Store, Watch};
@@ -69,6 +77,8 @@ pub struct Tls {
 struct Shared {
     kv: KvClient,
     watch: WatchClient,
+    lease: LeaseClient,
+    epoch: Epoch,
     hub: Hub,
     options: Options,
     closed: AtomicBool,
@@ -85,25 +95,22 @@ pub struct Etcd {
 impl Etcd {
     /// Connects to the cluster that the endpoints, URLs, belong to. Waits for one of them to answer.
     pub async fn connect<E: AsRef<str>>(endpoints: &[E], options: Options) -> Result<Self> {
-        let mut connect = ConnectOptions::new()
-            .with_connect_timeout(Duration::from_secs(2))
-            .with_keep_alive(Duration::from_secs(30), Duration::from_secs(10))
-            .with_keep_alive_while_idle(true)
-            // A server cut off from its cluster then says so instead of keeping silent on watches.
-            .with_require_leader(true);
-        if let Some(tls) = &options.tls {
-            connect = connect.with_tls(tls_options(tls));
-        }
-        let client = Client::connect(endpoints, Some(connect))
-            .await
-            .map_err(fault)?;
+        let client = client(endpoints, &options).await?;
         let kv = client.kv_client().max_decoding_message_size(usize::MAX);
         let watch = client.watch_client().max_decoding_message_size(usize::MAX);
-        let revision = retry(options.timeout, || probe(kv.clone())).await?;
+        let found = retry(options.timeout, || epoch::read(kv.clone())).await?;
+        if found.unfinished {
+            return Err(Error::Corrupt(
+                "a restore of a backup into this etcd was not finished; run it again".into(),
+            ));
+        }
+        let epoch = Epoch::new(found.offset);
         let shared = Arc::new(Shared {
             kv,
             watch,
-            hub: Hub::new(revision),
+            lease: client.lease_client(),
+            hub: Hub::new(epoch.outward(found.revision)),
+            epoch,
             options,
             closed: AtomicBool::new(false),
         });
@@ -123,12 +130,24 @@ impl Etcd {
         })
         .await?;
         let outcome = response.op_responses().into_iter().next();
-        Ok((
-            response.succeeded(),
-            revision_of(response.header()),
-            outcome,
-        ))
+        let revision = self.shared.epoch.outward(revision_of(response.header()));
+        Ok((response.succeeded(), revision, outcome))
     }
+}
+
+async fn client<E: AsRef<str>>(endpoints: &[E], options: &Options) -> Result<Client> {
+    let mut connect = ConnectOptions::new()
+        .with_connect_timeout(Duration::from_secs(2))
+        .with_keep_alive(Duration::from_secs(30), Duration::from_secs(10))
+        .with_keep_alive_while_idle(true)
+        // A server cut off from its cluster then says so instead of keeping silent on watches.
+        .with_require_leader(true);
+    if let Some(tls) = &options.tls {
+        connect = connect.with_tls(tls_options(tls));
+    }
+    Client::connect(endpoints, Some(connect))
+        .await
+        .map_err(fault)
 }
 
 fn tls_options(tls: &Tls) -> TlsOptions {
@@ -142,7 +161,7 @@ fn tls_options(tls: &Tls) -> TlsOptions {
     options
 }
 
-/// etcd's current revision, confirmed by a majority.
+/// etcd's own current revision, confirmed by a majority.
 async fn probe(mut kv: KvClient) -> Result<u64> {
     let options = GetOptions::new().with_count_only();
     let response = kv.get(FIRST_KEY, Some(options)).await.map_err(fault)?;
@@ -151,15 +170,6 @@ async fn probe(mut kv: KvClient) -> Result<u64> {
 
 fn revision_of(header: Option<&ResponseHeader>) -> u64 {
     header.map_or(0, |header| header.revision() as u64)
-}
-
-fn key_value(kv: &etcd_client::KeyValue) -> KeyValue {
-    KeyValue {
-        key: String::from_utf8_lossy(kv.key()).into(),
-        value: Bytes::copy_from_slice(kv.value()),
-        create_revision: kv.create_revision() as u64,
-        mod_revision: kv.mod_revision() as u64,
-    }
 }
 
 /// etcd tells its errors apart by their messages only.
@@ -237,6 +247,22 @@ impl Shared {
         }
     }
 
+    /// The current revision, confirmed by a majority.
+    async fn current(&self) -> Result<u64> {
+        probe(self.kv.clone()).await.map(|r| self.epoch.outward(r))
+    }
+
+    fn conflict(&self, outcome: Option<TxnOpResponse>) -> Error {
+        let current = match outcome {
+            Some(TxnOpResponse::Get(response)) => response
+                .kvs()
+                .first()
+                .map(|kv| Box::new(self.epoch.key_value(kv))),
+            _ => None,
+        };
+        Error::Conflict { current }
+    }
+
     async fn get(&self, key: &str, options: GetOptions) -> Result<GetResponse> {
         let kv = self.open()?;
         retry(self.options.timeout, || {
@@ -262,7 +288,8 @@ impl Shared {
             .with_range(end)
             .with_limit(range.limit as i64);
         if let Some(revision) = range.revision {
-            options = options.with_revision(revision as i64);
+            let requested = self.epoch.inward(revision);
+            options = options.with_revision(requested.ok_or_else(|| self.epoch.over(revision))?);
         }
         if range.keys_only {
             options = options.with_keys_only();
@@ -283,40 +310,38 @@ impl Shared {
         })?;
         let revision = range
             .revision
-            .unwrap_or_else(|| revision_of(response.header()));
+            .unwrap_or_else(|| self.epoch.outward(revision_of(response.header())));
         if nothing {
             return Ok(RangeResult {
                 revision,
                 ..RangeResult::default()
             });
         }
+        let lifetimes = match range.lifetimes {
+            true => self.lifetimes(response.kvs()).await?,
+            false => Vec::new(),
+        };
+        let kvs = response.kvs().iter().map(|kv| self.epoch.key_value(kv));
         Ok(RangeResult {
-            kvs: response.kvs().iter().map(key_value).collect(),
+            kvs: kvs.collect(),
             revision,
             more: response.more(),
             count: response.count() as u64,
+            lifetimes,
         })
     }
 }
 
-fn expected(key: &str, expect: Expect) -> Vec<Compare> {
+fn expected(key: &str, expect: Expect, epoch: &Epoch) -> Vec<Compare> {
     match expect {
         Expect::Any => Vec::new(),
         Expect::Absent => vec![Compare::mod_revision(key, CompareOp::Equal, 0)],
         Expect::ModRevision(revision) => {
             // A revision that nothing can have must not match a key that does not exist.
-            let revision = if revision == 0 { -1 } else { revision as i64 };
+            let revision = epoch.inward(revision).unwrap_or(-1);
             vec![Compare::mod_revision(key, CompareOp::Equal, revision)]
         }
     }
-}
-
-fn conflict(outcome: Option<TxnOpResponse>) -> Error {
-    let current = match outcome {
-        Some(TxnOpResponse::Get(response)) => response.kvs().first().map(key_value).map(Box::new),
-        _ => None,
-    };
-    Error::Conflict { current }
 }
 
 fn too_large(error: Error, value: &Bytes) -> Error {
@@ -338,7 +363,8 @@ impl Store for Etcd {
                 let shared = shared.clone();
                 async move {
                     let kv = shared.open()?;
-                    retry(shared.options.timeout, || probe(kv.clone())).await
+                    let revision = retry(shared.options.timeout, || probe(kv.clone())).await?;
+                    Ok(shared.epoch.outward(revision))
                 }
             })
             .boxed()
@@ -346,13 +372,9 @@ impl Store for Etcd {
 
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<KeyValue>>> {
         async move {
-            Ok(self
-                .shared
-                .get(key, GetOptions::new())
-                .await?
-                .kvs()
-                .first()
-                .map(key_value))
+            let response = self.shared.get(key, GetOptions::new()).await?;
+            let found = response.kvs().first();
+            Ok(found.map(|kv| self.shared.epoch.key_value(kv)))
         }
         .boxed()
     }
@@ -378,12 +400,12 @@ impl Store for Etcd {
                 None => None,
             };
             let txn = Txn::new()
-                .when(expected(key, expect))
+                .when(expected(key, expect, &self.shared.epoch))
                 .and_then([TxnOp::put(key, value.as_ref(), options)])
                 .or_else([TxnOp::get(key, None)]);
             match self.txn(txn).await.map_err(|e| too_large(e, &value))? {
                 (true, revision, _) => Ok(revision),
-                (false, _, outcome) => Err(conflict(outcome)),
+                (false, _, outcome) => Err(self.shared.conflict(outcome)),
             }
         }
         .boxed()
@@ -393,16 +415,17 @@ impl Store for Etcd {
         async move {
             let options = DeleteOptions::new().with_prev_key();
             let txn = Txn::new()
-                .when(expected(key, expect))
+                .when(expected(key, expect, &self.shared.epoch))
                 .and_then([TxnOp::delete(key, Some(options))])
                 .or_else([TxnOp::get(key, None)]);
             match self.txn(txn).await? {
                 (true, revision, Some(TxnOpResponse::Delete(response))) => {
-                    let prev = response.prev_kvs().first().map(key_value);
+                    let prev = response.prev_kvs().first();
+                    let prev = prev.map(|kv| self.shared.epoch.key_value(kv));
                     let prev = prev.ok_or(Error::Conflict { current: None })?;
                     Ok(Deleted { revision, prev })
                 }
-                (_, _, outcome) => Err(conflict(outcome)),
+                (_, _, outcome) => Err(self.shared.conflict(outcome)),
             }
         }
         .boxed()
@@ -419,8 +442,12 @@ impl Store for Etcd {
     fn compact(&self, revision: u64) -> BoxFuture<'_, Result<()>> {
         async move {
             let mut kv = self.shared.open()?;
+            // What was before a restore is gone already.
+            let Some(own) = self.shared.epoch.inward(revision) else {
+                return Ok(());
+            };
             let compacted = limited(self.shared.options.timeout, async {
-                kv.compact(revision as i64, None).await.map_err(fault)
+                kv.compact(own, None).await.map_err(fault)
             });
             match compacted.await {
                 // Somebody was there before.
@@ -469,7 +496,7 @@ impl Log for Shared {
     ) -> BoxFuture<'static, Result<Batch>> {
         async move {
             retry(self.options.timeout, || {
-                pump::read(self.watch.clone(), &prefix, from, to)
+                pump::read(&self, &prefix, from, to)
             })
             .await
         }

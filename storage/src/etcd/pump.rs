@@ -5,9 +5,10 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
-use etcd_client::{EventType, WatchClient, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{EventType, WatchOptions, WatchResponse, WatchStream};
 
-use super::{FIRST_KEY, Shared, back_off, fault, key_value, probe};
+use super::epoch::{self, Epoch};
+use super::{FIRST_KEY, Shared, back_off, fault};
 use crate::history::History;
 use crate::{Batch, Error, Event, EventKind, Result};
 
@@ -24,7 +25,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
     while !shared.closed.load(Ordering::Acquire) {
         let before = shared.hub.position();
         let error = match follow(&shared, &mut history).await {
-            Err(Error::Compacted { requested, oldest }) => match probe(shared.kv.clone()).await {
+            Err(Error::Compacted { requested, oldest }) => match shared.current().await {
                 // We were away for longer than history is kept. Nobody can be told what happened meanwhile.
                 Ok(revision) => {
                     shared
@@ -47,19 +48,26 @@ pub(super) async fn run(shared: Arc<Shared>) {
     }
 }
 
-async fn open(mut watch: WatchClient, from: u64) -> Result<WatchStream> {
+async fn open(shared: &Shared, from: u64) -> Result<WatchStream> {
+    let start = shared.epoch.inward(from);
     let options = WatchOptions::new()
         .with_range(FIRST_KEY)
         .with_prev_key()
-        .with_start_revision(from as i64);
+        .with_start_revision(start.ok_or_else(|| shared.epoch.over(from))?);
+    let mut watch = shared.watch.clone();
     watch.watch(FIRST_KEY, Some(options)).await.map_err(fault)
 }
 
 async fn follow(shared: &Arc<Shared>, history: &mut Option<History>) -> Result<()> {
     let from = shared.hub.position() + 1;
-    let mut stream = open(shared.watch.clone(), from).await?;
+    let mut stream = open(shared, from).await?;
     while let Some(response) = stream.message().await.map_err(fault)? {
-        let events = events(&response, from)?;
+        if let Some(offset) = epoch::changed(response.events(), &shared.epoch) {
+            // Somebody restores a backup beneath us. All that was known before is of another time.
+            shared.epoch.set(offset);
+            return Err(shared.epoch.over(from));
+        }
+        let events = events(shared, &response, from)?;
         let Some(revision) = events.last().map(Event::revision) else {
             continue;
         };
@@ -68,17 +76,18 @@ async fn follow(shared: &Arc<Shared>, history: &mut Option<History>) -> Result<(
             .as_mut()
             .and_then(|history| history.advance(Instant::now(), revision))
         {
-            let mut kv = shared.kv.clone();
+            let (mut kv, target) = (shared.kv.clone(), shared.epoch.inward(target));
+            let Some(target) = target else { continue };
             // If it fails, as when another API server was faster, the next one will do.
-            tokio::spawn(async move { kv.compact(target as i64, None).await.map(drop) });
+            tokio::spawn(async move { kv.compact(target, None).await.map(drop) });
         }
     }
     Ok(())
 }
 
 /// What happened between two revisions, with a watch of its own.
-pub(super) async fn read(watch: WatchClient, prefix: &str, from: u64, to: u64) -> Result<Batch> {
-    let mut stream = open(watch, from).await?;
+pub(super) async fn read(shared: &Shared, prefix: &str, from: u64, to: u64) -> Result<Batch> {
+    let mut stream = open(shared, from).await?;
     let mut batch = Batch {
         events: Vec::new(),
         revision: from - 1,
@@ -87,7 +96,7 @@ pub(super) async fn read(watch: WatchClient, prefix: &str, from: u64, to: u64) -
         let response = stream.message().await.map_err(fault)?;
         let response =
             response.ok_or_else(|| Error::Unavailable("the server ended the watch".into()))?;
-        for event in events(&response, from)? {
+        for event in events(shared, &response, from)? {
             batch.revision = event.revision();
             if event.kv.key.starts_with(prefix) && event.revision() <= to {
                 batch.events.push(event);
@@ -99,11 +108,11 @@ pub(super) async fn read(watch: WatchClient, prefix: &str, from: u64, to: u64) -
     Ok(batch)
 }
 
-fn events(response: &WatchResponse, from: u64) -> Result<Vec<Event>> {
+fn events(shared: &Shared, response: &WatchResponse, from: u64) -> Result<Vec<Event>> {
     if response.compact_revision() > 0 {
         return Err(Error::Compacted {
             requested: from,
-            oldest: response.compact_revision() as u64,
+            oldest: shared.epoch.outward(response.compact_revision() as u64),
         });
     }
     if response.canceled() {
@@ -112,12 +121,13 @@ fn events(response: &WatchResponse, from: u64) -> Result<Vec<Event>> {
             response.cancel_reason()
         )));
     }
-    Ok(response.events().iter().filter_map(event).collect())
+    let events = response.events().iter();
+    Ok(events.filter_map(|e| event(e, &shared.epoch)).collect())
 }
 
-fn event(event: &etcd_client::Event) -> Option<Event> {
-    let mut kv = key_value(event.kv()?);
-    let prev_kv = event.prev_kv().map(key_value);
+fn event(event: &etcd_client::Event, epoch: &Epoch) -> Option<Event> {
+    let mut kv = epoch.key_value(event.kv()?);
+    let prev_kv = event.prev_kv().map(|kv| epoch.key_value(kv));
     let kind = match event.event_type() {
         EventType::Put => EventKind::Put,
         EventType::Delete => {

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use storage::backup::{RestoreOptions, Restored};
 use storage::embedded::{self, Embedded};
 use storage::etcd::{self, Etcd};
 use storage::{Error, Store};
@@ -117,6 +118,35 @@ impl Engine {
             self.server = Some(Server::start(self.directory.path(), url, peer));
         }
         self.reopen().await;
+    }
+
+    /// Restores a backup into this store, and opens it again, however that went.
+    pub async fn restore(
+        &mut self,
+        backup: &Path,
+        how: RestoreOptions,
+    ) -> storage::Result<Restored> {
+        self.release().await;
+        let restored = match &self.server {
+            Some(server) => {
+                let url = [server.url.as_str()];
+                etcd::restore(&url, etcd::Options::default(), backup, how).await
+            }
+            None => embedded::restore(&self.directory.path().join("store"), backup, how),
+        };
+        self.reopen().await;
+        restored
+    }
+
+    /// One attempt at opening the etcd.
+    pub async fn connect(&self) -> storage::Result<Etcd> {
+        let server = self.server.as_ref().expect("a store with a server");
+        Etcd::connect(&[&server.url], etcd::Options::default()).await
+    }
+
+    /// The folder of this engine, for other files of a test.
+    pub fn folder(&self) -> &Path {
+        self.directory.path()
     }
 
     /// Lets go of the embedded file, so that another process can open it.

@@ -32,6 +32,7 @@ macro_rules! promises {
     };
 }
 
+mod backups;
 mod engines;
 mod faults;
 mod history;

@@ -109,9 +109,15 @@ impl Api {
 
     /// Stops the server and starts another one on the same data.
     pub async fn restart(&mut self) {
+        self.restart_after(|| {}).await;
+    }
+
+    /// The same, with something done to the data in between.
+    pub async fn restart_after(&mut self, between: impl FnOnce()) {
         let running = self.running.take().unwrap();
         running.server.shutdown.cancel();
         running.finished().await;
+        between();
         let running = serve(self.directory.path(), &[]).await;
         self.address = running.addresses[0];
         self.running = Some(running);
