@@ -207,8 +207,7 @@ impl Caller {
             let answer = serde_json::from_slice(&bytes).unwrap_or_default();
             Some((connection, status, answer))
         };
-        let (connection, status, answer) =
-            tokio::time::timeout(PATIENCE, answer).await.ok()??;
+        let (connection, status, answer) = tokio::time::timeout(PATIENCE, answer).await.ok()??;
         self.open = Some(connection);
         Some((status, answer))
     }

@@ -84,7 +84,10 @@ fn all(make: impl AsyncFn() -> Result<World>, pace: Pace) -> Result<()> {
             for seed in seeds {
                 let counts = run(*seed, &mut world, pace).await;
                 total += counts.with_context(|| {
-                    format!("SKIFF_SEED={seed}, after {clean} clean runs\n{}", world.logs())
+                    format!(
+                        "SKIFF_SEED={seed}, after {clean} clean runs\n{}",
+                        world.logs()
+                    )
                 })?;
                 clean += 1;
             }

@@ -64,7 +64,10 @@ pub fn check(history: &History, kept: &(u64, BTreeMap<String, Seen>)) -> Result<
         writes: acknowledged,
         reads: history.reads.iter().map(Vec::len).sum(),
         heard: history.segments.iter().map(|s| s.changes.len()).sum(),
-        expired: history.segments.len().saturating_sub(crate::clients::WATCHERS as usize),
+        expired: history
+            .segments
+            .len()
+            .saturating_sub(crate::clients::WATCHERS as usize),
     })
 }
 
