@@ -1,24 +1,69 @@
-//! JSON bytes to a document, noticing fields that are given twice: the last one wins, as in Kubernetes, and strict
-//! field validation reports the others.
+//! Text to a document, noticing fields that are given twice: the last one wins, as in Kubernetes, and strict field
+//! validation reports the others.
+//!
+//! [`read`] does so for any format; what is said of a field that is there already is the business of its [`Key`].
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 use crate::schema::{Schema, Shape};
 
 /// As many duplicates are reported, like Kubernetes does.
 const REPORTED: usize = 100;
+/// What one level of a document may take of the stack at most.
+const ENOUGH_STACK: usize = 256 << 10;
+const MORE_STACK: usize = 2 << 20;
 
 /// Reads one JSON document. Gives the paths of fields that occur more than once in the same object.
 pub fn decode_json(bytes: &[u8]) -> Result<(Value, Vec<String>), serde_json::Error> {
-    let mut state = State::default();
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = Node(&mut state).deserialize(&mut reader)?;
+    let read = read::<String, _>(&mut reader)?;
     reader.end()?;
-    Ok((value, state.duplicates))
+    Ok(read)
+}
+
+/// Reads a document, and gives what there is to say of fields that occur more than once in the same object.
+pub fn read<'de, K: Key, D: serde::Deserializer<'de>>(
+    reader: D,
+) -> Result<(Value, Vec<String>), D::Error> {
+    let mut state = State::default();
+    let node = Node(&mut state, PhantomData::<K>);
+    let value = node.deserialize(reader)?;
+    Ok((value, state.told))
+}
+
+/// The name of a field as a format gives it.
+pub trait Key: DeserializeOwned {
+    /// Whether the same is said only once.
+    const ONCE: bool;
+
+    fn name(&self) -> &str;
+
+    fn into_name(self) -> String;
+
+    /// What is said if the object, which is at this place, has it already.
+    fn repeated(&self, at: &[Step]) -> String;
+}
+
+/// Of JSON: the path is told.
+impl Key for String {
+    const ONCE: bool = true;
+
+    fn name(&self) -> &str {
+        self
+    }
+
+    fn into_name(self) -> String {
+        self
+    }
+
+    fn repeated(&self, at: &[Step]) -> String {
+        joined(at, self)
+    }
 }
 
 /// What strict validation says about a field that is given twice.
@@ -148,21 +193,14 @@ impl<'de> Visitor<'de> for StrictNode<'_, '_> {
 #[derive(Default)]
 struct State {
     path: Vec<Step>,
-    duplicates: Vec<String>,
+    told: Vec<String>,
 }
 
-enum Step {
+/// A step of the way into a document.
+#[derive(Debug)]
+pub enum Step {
     Key(String),
     Index(usize),
-}
-
-impl State {
-    fn report(&mut self, key: &str) {
-        let path = joined(&self.path, key);
-        if self.duplicates.len() < REPORTED && !self.duplicates.contains(&path) {
-            self.duplicates.push(path);
-        }
-    }
 }
 
 fn joined(steps: &[Step], key: &str) -> String {
@@ -181,21 +219,22 @@ fn joined(steps: &[Step], key: &str) -> String {
     }
 }
 
-struct Node<'a>(&'a mut State);
+struct Node<'a, K>(&'a mut State, PhantomData<K>);
 
-impl<'de> DeserializeSeed<'de> for Node<'_> {
+impl<'de, K: Key> DeserializeSeed<'de> for Node<'_, K> {
     type Value = Value;
 
     fn deserialize<D: serde::Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
-        reader.deserialize_any(self)
+        // Formats bound how deep a document nests, but not how much stack a level takes, nor what is taken already.
+        stacker::maybe_grow(ENOUGH_STACK, MORE_STACK, || reader.deserialize_any(self))
     }
 }
 
-impl<'de> Visitor<'de> for Node<'_> {
+impl<'de, K: Key> Visitor<'de> for Node<'_, K> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any JSON value")
+        f.write_str("any value")
     }
 
     fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
@@ -228,10 +267,25 @@ impl<'de> Visitor<'de> for Node<'_> {
         Ok(Value::Null)
     }
 
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: serde::Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
+        reader.deserialize_any(self)
+    }
+
+    fn visit_newtype_struct<D: serde::Deserializer<'de>>(
+        self,
+        reader: D,
+    ) -> Result<Value, D::Error> {
+        reader.deserialize_any(self)
+    }
+
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
         self.0.path.push(Step::Index(0));
-        while let Some(item) = items.next_element_seed(Node(self.0))? {
+        while let Some(item) = items.next_element_seed(Node(self.0, self.1))? {
             list.push(item);
             if let Some(Step::Index(i)) = self.0.path.last_mut() {
                 *i += 1;
@@ -243,12 +297,15 @@ impl<'de> Visitor<'de> for Node<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
-        while let Some(key) = entries.next_key::<String>()? {
-            if map.contains_key(&key) {
-                self.0.report(&key);
+        while let Some(key) = entries.next_key::<K>()? {
+            if map.contains_key(key.name()) && self.0.told.len() < REPORTED {
+                let why = key.repeated(&self.0.path);
+                if !K::ONCE || !self.0.told.contains(&why) {
+                    self.0.told.push(why);
+                }
             }
-            self.0.path.push(Step::Key(key));
-            let value = entries.next_value_seed(Node(self.0))?;
+            self.0.path.push(Step::Key(key.into_name()));
+            let value = entries.next_value_seed(Node(self.0, self.1))?;
             let Some(Step::Key(key)) = self.0.path.pop() else {
                 return Err(A::Error::custom("the path of fields is out of step"));
             };

@@ -111,18 +111,7 @@ pub fn decode(
         unrecognized(resource, &why, body)
     })?;
     if !parsed.value.is_object() {
-        let found = match parsed.value {
-            Value::Array(_) => "array",
-            Value::String(_) => "string",
-            Value::Number(_) => "number",
-            Value::Bool(_) => "bool",
-            _ => "null",
-        };
-        let why = format!(
-            "couldn't get version/kind; json parse error: json: cannot unmarshal {found} into Go value of type struct \
-             {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
-        );
-        return Err(unrecognized(resource, &why, body));
+        return Err(unrecognized(resource, &no_object(&parsed.value), body));
     }
     let (value, mut told) = fit(resource, parsed).map_err(|why| why.refuse(resource))?;
     if !told.is_empty() && media == Media::Json && resource.schema.is_native() {
@@ -210,12 +199,31 @@ impl Misfit {
     }
 }
 
+/// Why a document that is none can have no kind.
+fn no_object(value: &Value) -> String {
+    let found = match value {
+        Value::Array(_) => "array",
+        Value::String(_) => "string",
+        Value::Number(_) => "number",
+        Value::Bool(_) => "bool",
+        _ => "null",
+    };
+    format!(
+        "couldn't get version/kind; json parse error: json: cannot unmarshal {found} into Go value of type struct \
+         {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
+    )
+}
+
 /// The document as an object of its kind, and what strict validation says about it.
 fn fit(resource: &Resource, parsed: Parsed) -> std::result::Result<(Value, Vec<String>), Misfit> {
     let Parsed {
         mut value,
         duplicates: mut told,
     } = parsed;
+    // A patch can replace the whole.
+    if !value.is_object() {
+        return Err(Misfit::Type(no_object(&value)));
+    }
     check_kind(resource, &mut value).map_err(Misfit::Refused)?;
     keep_reset(&mut value);
     resource.schema.conform(&mut value).map_err(Misfit::Type)?;

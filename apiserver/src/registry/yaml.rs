@@ -1,110 +1,48 @@
 //! YAML bodies to documents, noticing keys that are given twice: the last one wins, and strict field validation reports
 //! the others by their lines, as Kubernetes' YAML library does.
 
-use std::fmt;
+use apimachinery::decode::{self, Key, Step};
+use serde::Deserialize;
+use serde_json::Value;
+use serde_saphyr::{DuplicateKeyPolicy, Spanned, budget, options};
 
-use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Number, Value};
-use serde_saphyr::{DuplicateKeyPolicy, Spanned, options};
-
-/// As many are reported.
-const REPORTED: usize = 100;
+/// How deep a document may nest, as in JSON.
+const DEEPEST: usize = 128;
 
 /// The document, and `line N: key "K" already set in map` for every key that was set before.
 pub fn decode(text: &str) -> Result<(Value, Vec<String>), String> {
-    let options = options! { duplicate_keys: DuplicateKeyPolicy::PassThrough };
-    let mut repeated = Vec::new();
-    let value = serde_saphyr::with_deserializer_from_str_with_options(text, options, |reader| {
-        Node(&mut repeated).deserialize(reader)
+    let options = options! {
+        duplicate_keys: DuplicateKeyPolicy::PassThrough,
+        budget: budget! { max_depth: DEEPEST },
+    };
+    serde_saphyr::with_deserializer_from_str_with_options(text, options, |reader| {
+        decode::read::<Line, _>(reader)
     })
-    .map_err(|error| error.to_string())?;
-    Ok((value, repeated))
+    .map_err(|error| error.to_string())
 }
 
-struct Node<'a>(&'a mut Vec<String>);
+/// A key that knows where it stands.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Line(Spanned<String>);
 
-impl<'de> DeserializeSeed<'de> for Node<'_> {
-    type Value = Value;
+impl Key for Line {
+    const ONCE: bool = false;
 
-    fn deserialize<D: serde::Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
-        reader.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Node<'_> {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any YAML value")
+    fn name(&self) -> &str {
+        &self.0.value
     }
 
-    fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
-        Ok(Value::Bool(v))
+    fn into_name(self) -> String {
+        self.0.value
     }
 
-    fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
-        Ok(v.into())
-    }
-
-    fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
-        Ok(v.into())
-    }
-
-    fn visit_f64<E: serde::de::Error>(self, v: f64) -> Result<Value, E> {
-        Number::from_f64(v)
-            .map(Value::Number)
-            .ok_or_else(|| E::custom("number out of range"))
-    }
-
-    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
-        Ok(v.into())
-    }
-
-    fn visit_string<E>(self, v: String) -> Result<Value, E> {
-        Ok(v.into())
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_none<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_some<D: serde::Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
-        reader.deserialize_any(self)
-    }
-
-    fn visit_newtype_struct<D: serde::Deserializer<'de>>(
-        self,
-        reader: D,
-    ) -> Result<Value, D::Error> {
-        reader.deserialize_any(self)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let mut list = Vec::new();
-        while let Some(item) = items.next_element_seed(Node(self.0))? {
-            list.push(item);
-        }
-        Ok(Value::Array(list))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
-        let mut map = Map::new();
-        while let Some(key) = entries.next_key::<Spanned<String>>()? {
-            let line = key.referenced.line();
-            let key = key.value;
-            if map.contains_key(&key) && self.0.len() < REPORTED {
-                let shown = apimachinery::field::quote(&key);
-                self.0
-                    .push(format!("line {line}: key {shown} already set in map"));
-            }
-            let value = entries.next_value_seed(Node(self.0))?;
-            map.insert(key, value);
-        }
-        Ok(Value::Object(map))
+    fn repeated(&self, _: &[Step]) -> String {
+        let (line, key) = (
+            self.0.referenced.line(),
+            apimachinery::field::quote(self.name()),
+        );
+        format!("line {line}: key {key} already set in map")
     }
 }
 
@@ -144,5 +82,8 @@ mod tests {
             assert!(decode(bad).is_err(), "{bad}");
         }
         assert!(decode(&"[".repeat(100_000)).is_err());
+        let nested = |depth: usize| format!("{}{}", "{a: ".repeat(depth), "}".repeat(depth));
+        assert!(decode(&nested(100)).is_ok());
+        assert!(decode(&nested(200)).is_err());
     }
 }
