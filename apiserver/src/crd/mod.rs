@@ -9,7 +9,6 @@
 //! What a schema says of values is in [`value`] and [`lists`]; its rules in CEL are in [`rules`].
 
 mod check;
-mod client;
 mod convert;
 mod custom;
 mod defaults;

@@ -2,19 +2,24 @@
 //! restored.
 
 use std::sync::Weak;
+use std::time::Duration;
 
 use apimachinery::field::Path;
 use apimachinery::status::{Result, Status};
 use apimachinery::{object, validation};
 use serde_json::{Value, json};
 
-use super::client::Client;
+use crate::outbound::webhook::{Clients, Place};
 use crate::registry::Registry;
 use crate::strategy::check::{list, text};
 
+const TIMEOUT: Duration = Duration::from_secs(30);
+
 /// The webhook of one definition.
 pub struct Webhook {
-    client: Client,
+    place: Place,
+    clients: Clients,
+    registry: Weak<Registry>,
     /// `v1` or `v1beta1`.
     version: &'static str,
 }
@@ -36,7 +41,9 @@ impl Webhook {
                 _ => None,
             });
         Some(Self {
-            client: Client::read(&webhook["clientConfig"], registry),
+            place: Place::read(&webhook["clientConfig"]),
+            clients: Clients::default(),
+            registry,
             version: known.unwrap_or("v1"),
         })
     }
@@ -49,7 +56,10 @@ impl Webhook {
             "request": {"uid": uid, "desiredAPIVersion": to, "objects": objects}});
         let failed =
             |why: String| Status::internal(format!("conversion webhook for {shown} failed: {why}"));
-        let answer = self.client.post(&request).await.map_err(failed)?;
+        let asked = self
+            .clients
+            .post(&self.registry, &self.place, &request, TIMEOUT);
+        let answer = asked.await.map_err(failed)?;
         let response = check_answer(&answer, &api_version, &uid).map_err(failed)?;
         let converted = list(response, "convertedObjects");
         if converted.len() != objects.len() {

@@ -28,8 +28,8 @@ use crate::kubelet::{Endpoint, Kind};
 use crate::proxy::is_upgrade;
 use crate::query::Query;
 use crate::registry::table::Served;
-use crate::registry::{Call, Registry, Target};
-use crate::services::resolve::{ready, slices_of};
+use crate::registry::{Call, Target};
+use crate::services::resolve::endpoints;
 use crate::strategy::check::{Checks, NOT_NEGATIVE};
 
 pub async fn handle(
@@ -549,60 +549,13 @@ async fn pod_endpoint(exchange: &Exchange, named: &Named<'_>) -> Result<Endpoint
 async fn service_endpoint(exchange: &Exchange, named: &Named<'_>) -> Result<Endpoint> {
     let registry = &exchange.server.registry;
     let namespace = &exchange.info.namespace;
-    let mut found = service_addresses(registry, namespace, named.name, named.port).await?;
+    let mut found = endpoints(registry, namespace, named.name, named.port).await?;
     let address = found.swap_remove(rand::rng().random_range(0..found.len()));
     allowed(address.ip())?;
     Ok(Endpoint {
         kind: kind(named.tls),
         address,
     })
-}
-
-/// The addresses behind a port (its name, its number, or empty for the only one) of a Service: at least one.
-pub async fn service_addresses(
-    registry: &Registry,
-    namespace: &str,
-    name: &str,
-    port: &str,
-) -> Result<Vec<SocketAddr>> {
-    let service = registry.get("", "services", namespace, name).await?.value();
-    let none =
-        || Status::service_unavailable(format!("no endpoints available for service {name:?}"));
-    let ports = service["spec"]["ports"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
-    let port = match (port, ports.as_slice()) {
-        ("", [only]) => Some(only),
-        ("", several) => several
-            .iter()
-            .find(|port| port["name"].as_str().is_none_or(str::is_empty)),
-        (wanted, several) => several.iter().find(|port| {
-            port["name"] == wanted
-                || port["port"]
-                    .as_u64()
-                    .is_some_and(|n| n.to_string() == wanted)
-        }),
-    };
-    let port_name = port.ok_or_else(none)?["name"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned();
-    let slices = registry
-        .list(
-            "discovery.k8s.io",
-            "endpointslices",
-            &slices_of(namespace, name),
-        )
-        .await?;
-    let found: Vec<SocketAddr> = slices
-        .iter()
-        .flat_map(|slice| ready(&slice.value(), &port_name))
-        .collect();
-    match found.is_empty() {
-        true => Err(none()),
-        false => Ok(found),
-    }
 }
 
 #[cfg(test)]

@@ -17,8 +17,6 @@ pub mod subresources;
 pub mod watch;
 pub mod websocket;
 
-pub use crate::services::resolve::ready as ready_endpoints;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -4,13 +4,15 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use apimachinery::selector::LabelSelector;
+use apimachinery::status::Status;
 use rand::seq::SliceRandom;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use crate::cache::Selection;
+use crate::cache::{Object, Selection};
 use crate::registry::Registry;
 use crate::strategy::check::{list, text};
 
@@ -101,6 +103,44 @@ pub async fn resolve(
     plan(service.as_ref(), &slices, namespace, name, port)
 }
 
+/// The addresses behind a port (its name, its number, or empty for the only one) of a Service: at least one.
+pub async fn endpoints(
+    registry: &Registry,
+    namespace: &str,
+    name: &str,
+    port: &str,
+) -> Result<Vec<SocketAddr>, Status> {
+    let service = registry.get("", "services", namespace, name).await?.value();
+    let Some(found) = port_named(list(&service["spec"], "ports"), port) else {
+        let why = format!("no service port {port:?} found for service {name:?}");
+        return Err(Status::service_unavailable(why));
+    };
+    let port_name = text(found, "name");
+    let selection = slices_of(namespace, name);
+    let slices = registry
+        .list("discovery.k8s.io", "endpointslices", &selection)
+        .await?;
+    let ready = |slice: &Arc<Object>| ready(&slice.value(), port_name);
+    let addresses: Vec<SocketAddr> = slices.iter().flat_map(ready).collect();
+    match addresses.is_empty() {
+        true => Err(Status::service_unavailable(format!(
+            "no endpoints available for service {name:?}"
+        ))),
+        false => Ok(addresses),
+    }
+}
+
+fn port_named<'a>(ports: &'a [Value], wanted: &str) -> Option<&'a Value> {
+    let number = wanted.parse::<u64>().ok();
+    match (wanted, ports) {
+        ("", [only]) => Some(only),
+        ("", several) => several.iter().find(|port| text(port, "name").is_empty()),
+        (wanted, several) => several
+            .iter()
+            .find(|port| port["name"] == wanted || number.is_some_and(|n| port["port"] == n)),
+    }
+}
+
 /// The EndpointSlices of a Service.
 #[must_use]
 pub fn slices_of(namespace: &str, name: &str) -> Selection {
@@ -153,7 +193,7 @@ fn plan(
 }
 
 /// The ready addresses of an EndpointSlice for a port.
-pub fn ready(slice: &Value, port_name: &str) -> Vec<SocketAddr> {
+fn ready(slice: &Value, port_name: &str) -> Vec<SocketAddr> {
     let port = list(slice, "ports")
         .iter()
         .filter(|port| text(port, "name") == port_name)
@@ -181,6 +221,20 @@ mod tests {
         ]});
         assert_eq!(ready(&slice, "http").len(), 2);
         assert!(ready(&slice, "").is_empty());
+    }
+
+    #[test]
+    fn ports_by_name_and_number() {
+        let ports = [
+            json!({"name": "a", "port": 80}),
+            json!({"name": "b", "port": 443}),
+        ];
+        let found = |ports, wanted| port_named(ports, wanted).map(|port| port["port"].clone());
+        assert_eq!(found(&ports, "b"), Some(json!(443)));
+        assert_eq!(found(&ports, "80"), Some(json!(80)));
+        assert_eq!(found(&ports, ""), None);
+        assert_eq!(found(&ports[..1], ""), Some(json!(80)));
+        assert_eq!(found(&ports, "81"), None);
     }
 
     #[test]

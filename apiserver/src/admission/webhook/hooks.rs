@@ -8,13 +8,13 @@ use apimachinery::status::{Details, Result, Status};
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::client::{Clients, Place};
 use super::expressions::{Conditions, environment};
 use super::matching::Matcher;
 use super::review::{Review, Verdict};
 use super::versions::Versioned;
 use crate::admission::Attributes;
 use crate::cache::Selection;
+use crate::outbound::webhook::{Clients, Place};
 use crate::registry::Registry;
 use crate::strategy::check::{integer, list, text};
 
@@ -93,7 +93,12 @@ impl Hook {
         let review = Review::new(&self.versions, attributes, versioned)
             .map_err(|why| Failure::Call(format!("could not create admission objects: {why}")))?;
         let answer = clients
-            .post(registry, &self.place, &review.document, self.timeout)
+            .post(
+                &registry.this(),
+                &self.place,
+                &review.document,
+                self.timeout,
+            )
             .await
             .map_err(|why| Failure::Call(format!("failed to call webhook: {why}")))?;
         let verdict = review

@@ -2,9 +2,8 @@
 //!
 //! [`Hooks`] keeps the configurations as they are to be used, read again only when one changes. A write goes to those
 //! that [`matching`] and [`expressions`] let through: one after the other to those that may change it, at once to those
-//! that may only refuse it. [`review`] is what they are asked, [`client`] how.
+//! that may only refuse it. [`review`] is what they are asked, [`crate::outbound::webhook`] how.
 
-mod client;
 pub mod expressions;
 mod hooks;
 pub mod matching;
@@ -20,8 +19,8 @@ use serde_json::Value;
 
 use super::{Attributes, Operation, Plugin};
 use crate::authz::Authorizer;
+use crate::outbound::webhook::Clients;
 use crate::registry::{Registry, decode};
-use client::Clients;
 use expressions::Scene;
 use hooks::{Failure, Hook, Hooks};
 use versions::Versioned;

@@ -84,13 +84,19 @@ impl Review {
         request["uid"] = uid.as_str().into();
         request["object"] = versioned.object.clone();
         request["oldObject"] = versioned.old.clone();
-        Ok(Self {
+        Ok(Self::of(version, request, uid))
+    }
+
+    /// A review of this request, which carries the same UID.
+    #[must_use]
+    pub fn of(version: &str, request: Value, uid: String) -> Self {
+        Self {
             document: json!({
                 "kind": "AdmissionReview", "apiVersion": format!("admission.k8s.io/{version}"), "request": request,
             }),
             uid,
             strict: version == "v1",
-        })
+        }
     }
 
     /// Reads an answer. The older version was never strict about what it repeats.
