@@ -47,6 +47,8 @@ pub(super) enum Node {
         function: &'static Call,
         member: bool,
         arguments: Vec<Node>,
+        /// Of the result.
+        of: Type,
     },
     List(Vec<(Node, bool)>),
     Map(Vec<(Node, Node, bool)>),
@@ -437,6 +439,7 @@ impl Compiler<'_> {
                     function: found,
                     member,
                     arguments,
+                    of: result.clone(),
                 },
                 result,
             ),

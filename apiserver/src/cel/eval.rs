@@ -166,6 +166,7 @@ impl<'a> Machine<'_, 'a> {
                 function,
                 member,
                 arguments,
+                ..
             } => self.call(function.0, *member, arguments),
             Node::List(items) => self.list(items),
             Node::Map(entries) => self.map(entries),

@@ -3,7 +3,7 @@
 //! The crate `cel` parses ([`parse`]) and `kube-cel` brings most of Kubernetes' libraries ([`library`]). What neither
 //! has is here: a compiler that knows the types of variables and refuses what cannot work ([`compile`], with
 //! [`types`]), and an evaluator that reads JSON where it lies ([`value`]) and counts what it does against
-//! Kubernetes' cost budget ([`eval`]).
+//! Kubernetes' cost budget ([`eval`]); what that can come to is estimated beforehand ([`estimate`]).
 //!
 //! ```
 //! # use apiserver::cel::{Bindings, Budget, Environment, Program, Type, Value};
@@ -19,7 +19,9 @@
 mod authorizer;
 mod compile;
 mod escape;
+mod estimate;
 mod eval;
+mod extent;
 mod issues;
 mod library;
 mod macros;
@@ -33,6 +35,7 @@ use std::fmt;
 pub use authorizer::{Asked, Authorization, ResourceCheck};
 pub use escape::escape;
 pub use eval::{Bindings, Budget, PER_CALL_LIMIT};
+pub use extent::Extent;
 pub use issues::CompileError;
 pub use types::{Field, ListKind, ListType, ObjectType, Type};
 pub use value::{Built, Fields, Key, List, Map, Text, Value};
@@ -93,6 +96,12 @@ impl Program {
     #[must_use]
     pub fn uses(&self, variable: &str) -> bool {
         self.uses.contains(variable)
+    }
+
+    /// What it costs at most when `self` and `oldSelf` are of that extent.
+    #[must_use]
+    pub fn cost_about(&self, about: &Extent) -> u64 {
+        estimate::cost(&self.root, about)
     }
 
     /// Runs it. Its cost is taken from the budget, also when it fails.

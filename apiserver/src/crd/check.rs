@@ -10,7 +10,8 @@ use apimachinery::names;
 use serde_json::Value;
 
 use super::definition::{self, schema_of, versions};
-use super::{defaults, rules, schema_check, structural};
+use super::rule_check::Bounded;
+use super::{defaults, rule_check, schema_check, structural};
 use crate::strategy::check::{flag, list, text};
 
 const MAX_SELECTABLE: usize = 8;
@@ -196,7 +197,12 @@ fn check_versions(
             }
         };
     each("schema", "validation", &mut |version, path, errors| {
-        check_schema(version, lenient, path, errors);
+        // Rules that were there before may cost what they do.
+        let known = old.into_iter().flat_map(definition::versions).any(|old| {
+            text(old, "name") == text(version, "name") && schema_of(old) == schema_of(version)
+        });
+        let bounded = if known { Bounded::Total } else { Bounded::Each };
+        check_schema(version, (lenient, bounded), path, errors);
     });
     each(
         "subresources",
@@ -254,7 +260,12 @@ fn check_deprecation(version: &Value, path: &Path, errors: &mut ErrorList) {
     errors.push(Error::invalid(&at, warning, why));
 }
 
-fn check_schema(version: &Value, lenient: bool, path: &Path, errors: &mut ErrorList) {
+fn check_schema(
+    version: &Value,
+    (lenient, bounded): (bool, Bounded),
+    path: &Path,
+    errors: &mut ErrorList,
+) {
     let Some(schema) = schema_of(version) else {
         return;
     };
@@ -282,7 +293,7 @@ fn check_schema(version: &Value, lenient: bool, path: &Path, errors: &mut ErrorL
     }
     errors.append(schema_check::validate(schema, &at));
     if sound && errors.len() == before {
-        errors.append(rules::check(schema, &at));
+        errors.append(rule_check::check(schema, bounded, &at));
     }
 }
 

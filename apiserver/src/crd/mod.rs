@@ -6,17 +6,20 @@
 //! and lets deleted ones go when no instance is left ([`finalize`]). It is level-triggered and keeps nothing, so
 //! several API servers over one store agree.
 //!
-//! What a schema says of values is in [`value`] and [`lists`]; its rules in CEL are in [`rules`].
+//! What a schema says of values is in [`value`] and [`lists`]; its rules in CEL are in [`rules`], and what is
+//! asked of them when a definition is written in [`rule_check`].
 
 mod check;
 mod convert;
 mod custom;
 mod defaults;
 pub mod definition;
+mod field_path;
 mod finalize;
 mod formats;
 mod lists;
 mod names;
+mod rule_check;
 mod rules;
 mod schema_check;
 mod serve;

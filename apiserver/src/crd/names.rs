@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::definition::{self, Condition};
+use super::structural;
 use crate::strategy::check::{list, text};
 
 /// The definition as its conditions should be, given the others of its group; `None` if nothing changes.
@@ -29,6 +30,10 @@ pub fn plan(definition: &Value, others: &[&Value], now: Timestamp) -> Option<Val
             Condition::new("Established", false, "NotAccepted", why)
         };
         definition::set_condition(&mut planned, &established, now);
+    }
+    match structural::condition(definition) {
+        Some(condition) => definition::set_condition(&mut planned, &condition, now),
+        None => definition::remove_condition(&mut planned, structural::NON_STRUCTURAL),
     }
     (planned != *definition).then_some(planned)
 }
@@ -151,6 +156,30 @@ mod tests {
 
         let later = plan(&second, &[], now).unwrap();
         assert!(definition::is_established(&later), "the first one is gone");
+    }
+
+    #[test]
+    fn schemas_that_are_not_structural_are_told_of() {
+        let now = Timestamp::UNIX_EPOCH;
+        let mut old = definition("foos", "Foo", &[]);
+        old["spec"]["preserveUnknownFields"] = json!(true);
+        old["spec"]["versions"] = json!([{"name": "v1", "schema": {"openAPIV3Schema": {"type": "object",
+            "properties": {"a": {}}}}}]);
+        let planned = plan(&old, &[], now).unwrap();
+        let told = apimachinery::object::condition(&planned, "NonStructuralSchema").unwrap();
+        assert_eq!(told["reason"], "Violations");
+        assert_eq!(
+            told["message"],
+            "[spec.preserveUnknownFields: Invalid value: true: must be false, \
+             spec.versions[0].schema.openAPIV3Schema.properties[a].type: Required value: must not be empty for specified \
+             object fields]"
+        );
+        assert_eq!(plan(&planned, &[], now), None);
+        let mut mended = planned;
+        mended["spec"]["preserveUnknownFields"] = json!(false);
+        mended["spec"]["versions"] = json!([]);
+        let mended = plan(&mended, &[], now).unwrap();
+        assert!(!definition::is_true(&mended, "NonStructuralSchema"));
     }
 
     #[test]

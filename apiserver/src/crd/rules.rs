@@ -1,18 +1,20 @@
 //! Validation rules in CEL (`x-kubernetes-validations`).
 //!
 //! A rule sees the value at its own place as `self` and, if that was there before an update, as `oldSelf`. Rules are
-//! compiled with the types of the schema when a definition is created, and once more when it is served.
+//! compiled with the types of the schema when a definition is created ([`super::rule_check`]), and once more when it is
+//! served.
 
 use std::collections::BTreeMap;
 
 use apimachinery::field::{Error, ErrorList, Path};
 use serde_json::Value;
 
+use super::field_path::{self, Step};
 use super::value::correlated;
 use crate::cel::{self, Bindings, Budget, Environment, Program, Type, Value as Cel};
 use crate::strategy::check::{list, text};
 
-const RULES: &str = "x-kubernetes-validations";
+pub(super) const RULES: &str = "x-kubernetes-validations";
 
 /// A rule, ready to run.
 struct Rule {
@@ -22,7 +24,7 @@ struct Rule {
     computed: Option<Program>,
     reason: String,
     /// Where its failures are shown, below its own place.
-    field: String,
+    field: Vec<Step>,
     transition: bool,
     /// Runs without an old value, too; `oldSelf` is an optional.
     optional_old: bool,
@@ -63,7 +65,10 @@ impl Rules {
         let resource = root || schema["x-kubernetes-embedded-resource"] == true;
         let of = Type::from_schema(schema, resource).unwrap_or(Type::Dyn);
         Some(Self {
-            own: rules.iter().map(|rule| Rule::compile(rule, &of)).collect(),
+            own: rules
+                .iter()
+                .map(|rule| Rule::compile(rule, schema, &of))
+                .collect(),
             of,
             properties,
             inner: inner.map(Box::new),
@@ -83,7 +88,7 @@ impl Rules {
     }
 }
 
-fn environment(of: &Type, optional_old: bool) -> Environment {
+pub(super) fn environment(of: &Type, optional_old: bool) -> Environment {
     let old = match optional_old {
         true => Type::optional(of.clone()),
         false => of.clone(),
@@ -92,7 +97,7 @@ fn environment(of: &Type, optional_old: bool) -> Environment {
 }
 
 impl Rule {
-    fn compile(rule: &Value, of: &Type) -> Self {
+    fn compile(rule: &Value, schema: &Value, of: &Type) -> Self {
         let optional_old = rule["optionalOldSelf"] == true;
         let environment = environment(of, optional_old);
         let expression = text(rule, "rule").trim().to_owned();
@@ -109,7 +114,7 @@ impl Rule {
                 computed => Program::compile(computed, &environment).ok(),
             },
             reason: text(rule, "reason").to_owned(),
-            field: text(rule, "fieldPath").trim().to_owned(),
+            field: field_path::parse(text(rule, "fieldPath").trim(), schema).unwrap_or_default(),
             expression,
             optional_old,
         }
@@ -223,10 +228,7 @@ impl Run {
             (None, "") => format!("failed rule: {}", rule.expression),
             (None, message) => message.to_owned(),
         };
-        let at = match rule.field.as_str() {
-            "" => path.clone(),
-            field => join(path, field),
-        };
+        let at = field_path::below(path, &rule.field);
         self.errors.push(match rule.reason.as_str() {
             "FieldValueForbidden" => Error::forbidden(&at, message),
             "FieldValueRequired" => Error::required(&at, message),
@@ -245,87 +247,6 @@ fn shown(value: &Value) -> Value {
         Value::Object(_) => "object".into(),
         Value::Array(_) => "array".into(),
         other => other.clone(),
-    }
-}
-
-/// `.a.b['c']` below a path.
-fn join(path: &Path, field: &str) -> Path {
-    let mut at = path.clone();
-    for part in field.split(['.', '[']).filter(|part| !part.is_empty()) {
-        at = match part.strip_suffix(']') {
-            Some(key) => at.key(key.trim_matches(['\'', '"'])),
-            None => at.child(part),
-        };
-    }
-    at
-}
-
-/// Errors of the rules in a definition's schema: they must compile and be conditions.
-#[must_use]
-pub fn check(schema: &Value, path: &Path) -> ErrorList {
-    let mut errors = ErrorList::new();
-    check_at(schema, path, true, &mut errors);
-    errors
-}
-
-fn check_at(schema: &Value, path: &Path, root: bool, errors: &mut ErrorList) {
-    let rules = list(schema, RULES);
-    if !rules.is_empty() {
-        let resource = root || schema["x-kubernetes-embedded-resource"] == true;
-        let of = Type::from_schema(schema, resource).unwrap_or(Type::Dyn);
-        for (index, rule) in rules.iter().enumerate() {
-            check_rule(rule, &of, &path.child(RULES).index(index), errors);
-        }
-    }
-    if let Some(items) = schema.get("items").filter(|items| items.is_object()) {
-        check_at(items, &path.child("items"), false, errors);
-    }
-    if let Some(values) = schema.get("additionalProperties").filter(|v| v.is_object()) {
-        check_at(values, &path.child("additionalProperties"), false, errors);
-    }
-    let properties = schema.get("properties").and_then(Value::as_object);
-    for (name, property) in properties.into_iter().flatten() {
-        let at = path.child("properties").key(name);
-        check_at(property, &at, false, errors);
-    }
-}
-
-fn check_rule(rule: &Value, of: &Type, path: &Path, errors: &mut ErrorList) {
-    let environment = environment(of, rule["optionalOldSelf"] == true);
-    let mut uses_old = false;
-    match Program::compile(text(rule, "rule").trim(), &environment) {
-        Ok(program) => {
-            uses_old = program.uses("oldSelf");
-            if !matches!(program.output(), Type::Bool | Type::Dyn) {
-                let why = "cel expression must evaluate to a bool";
-                errors.push(Error::invalid(&path.child("rule"), rule.clone(), why));
-            }
-        }
-        Err(error) => {
-            let why = format!("compilation failed: {error}");
-            errors.push(Error::invalid(&path.child("rule"), rule.clone(), why));
-        }
-    }
-    if !uses_old && rule["optionalOldSelf"].is_boolean() {
-        let at = path.child("optionalOldSelf");
-        let why = "may not be set if oldSelf is not used in rule";
-        errors.push(Error::invalid(&at, rule["optionalOldSelf"].clone(), why));
-    }
-    let computed = text(rule, "messageExpression").trim();
-    if computed.is_empty() {
-        return;
-    }
-    let at = path.child("messageExpression");
-    match Program::compile(computed, &environment) {
-        Ok(program) if !matches!(program.output(), Type::String | Type::Dyn) => {
-            let why = "messageExpression must evaluate to a string";
-            errors.push(Error::invalid(&at, rule.clone(), why));
-        }
-        Ok(_) => {}
-        Err(error) => {
-            let why = format!("messageExpression compilation failed: {error}");
-            errors.push(Error::invalid(&at, rule.clone(), why));
-        }
     }
 }
 
@@ -381,20 +302,5 @@ mod tests {
             json!([{"rule": "oldSelf.hasValue() || self.x == 1", "optionalOldSelf": true}]);
         assert_eq!(failures(optional.clone(), json!({"x": 2}), None).len(), 1);
         assert!(failures(optional, json!({"x": 2}), Some(json!({"x": 1}))).is_empty());
-    }
-
-    #[test]
-    fn definitions_are_checked() {
-        let check = |rules: Value| check(&schema(rules), &Path::new("s")).to_string();
-        assert_eq!(
-            check(json!([{"rule": "self.x > 0"}])),
-            ErrorList::new().to_string()
-        );
-        assert!(check(json!([{"rule": "self.z == 100"}])).contains("undefined field 'z'"));
-        assert!(check(json!([{"rule": "self = 42"}])).contains("Syntax error"));
-        assert!(check(json!([{"rule": "self.x"}])).contains("must evaluate to a bool"));
-        assert!(
-            check(json!([{"rule": "true", "optionalOldSelf": true}])).contains("may not be set")
-        );
     }
 }

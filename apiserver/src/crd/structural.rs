@@ -4,7 +4,11 @@
 use apimachinery::field::{Error, ErrorList, Path};
 use serde_json::{Value, json};
 
+use super::definition::{Condition, schema_of, versions};
 use crate::strategy::check::{flag, list, text};
+
+/// The condition that tells what keeps schemas from being structural.
+pub const NON_STRUCTURAL: &str = "NonStructuralSchema";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Level {
@@ -21,6 +25,26 @@ pub fn validate(schema: &Value, path: &Path) -> ErrorList {
     complete(schema, schema, path, path, &mut errors);
     errors.sort_by_cached_key(ToString::to_string);
     errors
+}
+
+/// The condition of a definition from before schemas had to be structural; `None` if its schemas are.
+#[must_use]
+pub fn condition(definition: &Value) -> Option<Condition> {
+    let mut errors = ErrorList::new();
+    let spec = Path::new("spec");
+    if flag(&definition["spec"], "preserveUnknownFields") {
+        let at = spec.child("preserveUnknownFields");
+        errors.push(Error::invalid(&at, true, "must be false"));
+    }
+    for (index, version) in versions(definition).iter().enumerate() {
+        if let Some(schema) = schema_of(version) {
+            let at = spec.child("versions").index(index);
+            let at = at.child("schema").child("openAPIV3Schema");
+            errors.append(validate(schema, &at));
+        }
+    }
+    (!errors.is_empty())
+        .then(|| Condition::new(NON_STRUCTURAL, true, "Violations", errors.to_string()))
 }
 
 fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
