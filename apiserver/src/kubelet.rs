@@ -92,7 +92,7 @@ impl Kubelets {
         let node = registry.get("", "nodes", "", node).await?.value();
         let address = kubelet_address(&node).ok_or_else(|| {
             let name = object::name(&node);
-            Status::internal(format!(
+            Status::service_unavailable(format!(
                 "no preferred addresses found; known addresses of node {name:?}: []"
             ))
         })?;

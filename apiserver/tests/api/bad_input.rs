@@ -236,3 +236,35 @@ async fn updates() {
     api.put(&path, &json!({})).await.refused(400, "BadRequest");
     assert_eq!(api.get(&path).await.ok(), created);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn patches_that_leave_no_object() {
+    let api = Api::start().await;
+    let path = format!("{MAPS}/a");
+    let created = api
+        .post(MAPS, &json!({"metadata": {"name": "a"}}))
+        .await
+        .ok();
+    for value in [json!("x"), json!([]), json!(null), json!(1)] {
+        let patch = json!([{"op": "replace", "path": "", "value": value}]);
+        let refused = api.patch(&path, "json", &patch).await;
+        let message = refused.refused(422, "Invalid").to_owned();
+        assert!(message.contains("couldn't get version/kind"), "{message}");
+    }
+    assert_eq!(api.get(&path).await.ok(), created);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deep_documents() {
+    let api = Api::start().await;
+    let nested = |depth: usize| format!("{}1{}", "{\"a\":".repeat(depth), "}".repeat(depth));
+    for media in ["application/json", "application/yaml"] {
+        for depth in [60, 100, 120, 200, 100_000] {
+            let answer = post(&api, MAPS, media, nested(depth)).await;
+            answer.refused(
+                if depth < 128 { 422 } else { 400 },
+                if depth < 128 { "Invalid" } else { "BadRequest" },
+            );
+        }
+    }
+}

@@ -9,6 +9,7 @@ mod backups;
 mod bad_input;
 mod custom_resources;
 mod field_validation;
+mod generated;
 mod managed_fields;
 mod objects;
 mod protobuf;
