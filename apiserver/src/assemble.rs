@@ -9,6 +9,7 @@ use apimachinery::resource::builtin;
 use storage::Store;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::admission::{self, Plugin};
 use crate::aggregation::{self, Aggregator};
@@ -27,7 +28,7 @@ use crate::server::health::Health;
 use crate::server::hooks::{self, Hook};
 use crate::server::metrics::Metrics;
 use crate::server::{Server, listen, tls};
-use crate::{discovery, encryption, kubelet};
+use crate::{discovery, encryption, endpoints, kubelet};
 
 /// A server that is listening.
 pub struct Running {
@@ -43,6 +44,8 @@ impl Running {
         if let Err(error) = self.serving.await {
             tracing::error!(%error, "serving ended badly");
         }
+        self.server.background.close();
+        self.server.background.wait().await;
         self.server.registry.store.close().await;
     }
 }
@@ -113,6 +116,7 @@ pub async fn start(config: &Config) -> Result<Running> {
         definitions: definitions.clone(),
         registry,
         kept,
+        background: TaskTracker::new(),
         shutdown,
     });
     tokio::spawn(definitions.run(server.shutdown.clone()));
@@ -266,6 +270,34 @@ fn outward() -> Option<IpAddr> {
     (!address.is_loopback() && !address.is_unspecified()).then_some(address)
 }
 
+/// Makes this server an endpoint of the `kubernetes` Service, for as long as it runs.
+fn reconciled(config: &Config, advertised: SocketAddr) -> Option<Hook> {
+    if config.endpoint_reconciler_type == "none" {
+        return None;
+    }
+    if advertised.ip().is_loopback() {
+        // No endpoint may be there, and no pod would find it.
+        tracing::warn!(%advertised, "the kubernetes Service has no endpoints: advertise an address that pods can reach");
+        return None;
+    }
+    let alone = config.store.is_embedded();
+    Some(Hook::new(
+        "start-kubernetes-service-controller",
+        move |server| async move {
+            if alone {
+                let own = [advertised.ip()].into();
+                return endpoints::publish(&server.registry, &own, advertised.port()).await;
+            }
+            let mut reconciler = endpoints::Reconciler::new(server.registry.clone(), advertised);
+            reconciler.join().await?;
+            server
+                .background
+                .spawn(reconciler.run(server.shutdown.clone()));
+            Ok(())
+        },
+    ))
+}
+
 fn post_start(config: &Config, advertised: SocketAddr) -> Vec<Hook> {
     let authentication = config.clone();
     let mut hooks = vec![Hook::new("rbac/bootstrap-roles", move |server| {
@@ -281,6 +313,9 @@ fn post_start(config: &Config, advertised: SocketAddr) -> Vec<Hook> {
         let range = range.clone();
         async move { crate::system::kubernetes_service(&server.registry, &range, advertised).await }
     }));
+    if let Some(reconciled) = reconciled(config, advertised) {
+        hooks.push(reconciled);
+    }
     let range = config.service_cluster_ip_range.clone();
     hooks.push(Hook::new("start-default-service-cidr", move |server| {
         let range = range.clone();

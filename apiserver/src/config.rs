@@ -28,6 +28,9 @@ pub struct Config {
     /// The address that the `kubernetes` Service leads to; the default is the bind address
     #[arg(long)]
     pub advertise_address: Option<IpAddr>,
+    /// How the endpoints of the `kubernetes` Service come about: all servers that have a lease in the store, or not at all
+    #[arg(long, default_value = "lease", value_parser = ["lease", "none"])]
+    pub endpoint_reconciler_type: String,
     /// The certificate to serve with (PEM, with its chain)
     #[arg(long)]
     pub tls_cert_file: PathBuf,

@@ -7,7 +7,7 @@
 //!
 //! Start reading at [`rest`], which maps a request to one of the registry's operations, then [`registry`]. The edges are
 //! [`server`] (sockets, TLS, connections), [`discovery`] and [`kubelet`] (what nodes answer); [`services`] gives Services
-//! their addresses, [`store`] opens the store and backs it up, [`system`] makes the `kubernetes` Service, [`assemble`] puts it all together.
+//! their addresses, [`store`] opens the store and backs it up, [`system`] makes the `kubernetes` Service, [`endpoints`] says who serves it, [`assemble`] puts it all together.
 
 pub mod admission;
 pub mod aggregation;
@@ -24,6 +24,7 @@ pub mod config;
 pub mod crd;
 pub mod discovery;
 pub mod encryption;
+pub mod endpoints;
 pub mod fields;
 pub mod kubelet;
 pub mod negotiate;

@@ -1,4 +1,5 @@
-//! The `kubernetes` Service and its endpoints: how pods find the API server.
+//! What the API server itself makes: the `kubernetes` Service, by which pods find it ([`endpoints`](crate::endpoints) says
+//! where it leads), and the range of addresses for Services.
 
 use std::net::SocketAddr;
 
@@ -8,14 +9,15 @@ use serde_json::{Value, json};
 use crate::registry::Registry;
 use crate::services::cidr::Cidr;
 
-fn existing_is_fine(result: Result<()>) -> Result<()> {
+/// What somebody else was faster to make is made.
+pub(crate) fn existing_is_fine(result: Result<()>) -> Result<()> {
     match result {
         Err(error) if error.is_already_exists() => Ok(()),
         result => result,
     }
 }
 
-/// Makes `default/kubernetes` lead to this server: the Service, its Endpoints and its EndpointSlice.
+/// Makes the Service `default/kubernetes`.
 pub async fn kubernetes_service(
     registry: &Registry,
     range: &str,
@@ -51,39 +53,7 @@ pub async fn kubernetes_service(
                 .map(drop),
         )?;
     }
-    if advertised.ip().is_loopback() {
-        // No endpoint may be there, and no pod would find it.
-        tracing::warn!(%advertised, "the kubernetes Service has no endpoints: advertise an address that pods can reach");
-        return Ok(());
-    }
-    let address = advertised.ip().to_string();
-    let family = if advertised.is_ipv4() { "IPv4" } else { "IPv6" };
-    let skip_mirror = json!({"endpointslice.kubernetes.io/skip-mirror": "true"});
-    let endpoints = json!({
-        "metadata": {"name": "kubernetes", "namespace": "default", "labels": skip_mirror},
-        "subsets": [{
-            "addresses": [{"ip": address}],
-            "ports": [{"name": "https", "port": advertised.port(), "protocol": "TCP"}],
-        }],
-    });
-    let slice = json!({
-        "metadata": {
-            "name": "kubernetes", "namespace": "default",
-            "labels": {"kubernetes.io/service-name": "kubernetes"},
-        },
-        "addressType": family,
-        "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
-        "ports": [{"name": "https", "port": advertised.port(), "protocol": "TCP"}],
-    });
-    put(registry, "", "endpoints", endpoints, &["subsets"]).await?;
-    put(
-        registry,
-        "discovery.k8s.io",
-        "endpointslices",
-        slice,
-        &["endpoints", "ports"],
-    )
-    .await
+    Ok(())
 }
 
 /// The ServiceCIDR `kubernetes`: the range of addresses that the flags say, ready for use.
@@ -107,35 +77,6 @@ pub async fn default_service_cidr(registry: &Registry, range: &str) -> Result<()
     };
     registry
         .update_status_as_server(KIND.0, KIND.1, ("", "kubernetes"), ready)
-        .await
-        .map(drop)
-}
-
-/// Creates an object, or makes the given fields of the one that exists what they should be.
-async fn put(
-    registry: &Registry,
-    group: &str,
-    plural: &str,
-    wanted: Value,
-    fields: &[&str],
-) -> Result<()> {
-    let name = apimachinery::object::name(&wanted).to_owned();
-    let created = registry
-        .create_as_server(group, plural, wanted.clone())
-        .await
-        .map(drop);
-    match created {
-        Err(error) if error.is_already_exists() => {}
-        result => return result,
-    }
-    let change = |object: &mut Value| {
-        for field in fields {
-            object[*field] = wanted[*field].clone();
-        }
-        Ok(())
-    };
-    registry
-        .update_as_server(group, plural, ("default", &name), change)
         .await
         .map(drop)
 }

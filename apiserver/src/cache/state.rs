@@ -39,6 +39,8 @@ struct Recent {
 
 struct Watcher {
     selection: Selection,
+    /// It knows everything up to this revision, which may be more than the cache does: it heard it from another server.
+    after: u64,
     sender: mpsc::Sender<Change>,
 }
 
@@ -173,6 +175,9 @@ impl State {
 
     fn dispatch(&mut self, change: &Recent) {
         self.watchers.retain(|watcher| {
+            if change.revision <= watcher.after {
+                return true;
+            }
             let seen = transition(
                 change.current.as_ref(),
                 change.previous.as_ref(),
@@ -218,7 +223,7 @@ impl State {
                 object,
             })
             .collect();
-        self.join(selection, initial, reached)
+        self.join(selection, initial, reached, self.position)
     }
 
     /// `None` if the revision is older than what is remembered.
@@ -238,7 +243,7 @@ impl State {
             )
         });
         let initial = initial.collect();
-        Some(self.join(selection.clone(), initial, revision))
+        Some(self.join(selection.clone(), initial, revision, revision))
     }
 
     fn join(
@@ -246,11 +251,16 @@ impl State {
         selection: Selection,
         initial: VecDeque<Change>,
         reached: u64,
+        after: u64,
     ) -> Subscription {
         let (sender, receiver) = mpsc::channel(WATCHER_BUFFER);
         self.watchers.retain(|watcher| !watcher.sender.is_closed());
         if !self.closed {
-            self.watchers.push(Watcher { selection, sender });
+            self.watchers.push(Watcher {
+                selection,
+                after,
+                sender,
+            });
         }
         Subscription {
             initial,
@@ -349,6 +359,19 @@ mod tests {
         assert_eq!(drain(&mut resumed), expected[1..]);
         assert!(state.subscribe_from(&on_node("n1"), 0).is_none());
         assert_eq!(state.list(&Selection::default(), 9).revision, 9);
+    }
+
+    #[test]
+    fn a_watcher_that_is_ahead_hears_nothing_twice() {
+        let mut state = State::default();
+        state.reset(vec![], 1);
+        // It has heard up to 3 from another server, where this one is still at 1.
+        let mut ahead = state.subscribe_from(&Selection::default(), 3).unwrap();
+        for revision in 2..6 {
+            state.apply(vec![("ns/a", pod("a", "", revision), revision)], revision);
+        }
+        let expected = [(ChangeKind::Modified, 4), (ChangeKind::Modified, 5)];
+        assert_eq!(drain(&mut ahead), expected);
     }
 
     #[test]

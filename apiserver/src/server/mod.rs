@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use storage::Store;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::authn::Authenticator;
 use crate::authn::token_api::Issuer;
@@ -44,6 +45,8 @@ pub struct Server {
     pub in_flight: tokio::sync::Semaphore,
     /// The store as it is, which backups are made of: what is sealed stays so.
     pub kept: Arc<dyn Store>,
+    /// What has something left to do in the store when the server stops.
+    pub background: TaskTracker,
     /// Cancelled when the server is to stop: watches end, connections drain.
     pub shutdown: CancellationToken,
 }

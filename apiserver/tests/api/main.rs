@@ -8,6 +8,7 @@ mod aggregation;
 mod backups;
 mod bad_input;
 mod custom_resources;
+mod endpoints;
 mod field_validation;
 mod generated;
 mod managed_fields;

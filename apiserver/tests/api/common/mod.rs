@@ -124,6 +124,13 @@ impl Api {
         self.until_ready().await;
     }
 
+    /// Stops the server for good.
+    pub async fn stop(mut self) {
+        let running = self.running.take().unwrap();
+        running.server.shutdown.cancel();
+        running.finished().await;
+    }
+
     async fn until_ready(&self) {
         let ready = async {
             while self.get("/readyz").await.code != 200 {
@@ -275,6 +282,52 @@ impl Api {
     }
 }
 
+/// An etcd of its own (the program `etcd` must be on the path).
+pub struct Etcd {
+    pub url: String,
+    process: std::process::Child,
+    // Goes after the process.
+    _directory: TempDir,
+}
+
+impl Etcd {
+    pub fn start() -> Self {
+        let directory = TempDir::new().unwrap();
+        let url = || {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            format!("http://{}", listener.local_addr().unwrap())
+        };
+        let (url, peer) = (url(), url());
+        let process = std::process::Command::new("etcd")
+            .args([
+                "--name=test".to_owned(),
+                format!("--data-dir={}", directory.path().display()),
+                format!("--listen-client-urls={url}"),
+                format!("--advertise-client-urls={url}"),
+                format!("--listen-peer-urls={peer}"),
+                format!("--initial-advertise-peer-urls={peer}"),
+                format!("--initial-cluster=test={peer}"),
+                "--log-level=error".to_owned(),
+            ])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("etcd is installed (Debian: etcd-server)");
+        Self {
+            url,
+            process,
+            _directory: directory,
+        }
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
 /// An open watch.
 pub struct Watch {
     body: Incoming,
@@ -318,12 +371,13 @@ async fn serve(directory: &Path, flags: &[&str]) -> Running {
         "127.0.0.1",
         "--secure-port",
         "0",
-        // Endpoints may not be loopback addresses; nobody goes there.
-        "--advertise-address",
-        "192.0.2.1",
     ]
     .map(str::to_owned)
     .into();
+    if !flags.contains(&"--advertise-address") {
+        // Endpoints may not be loopback addresses; nobody goes there.
+        arguments.extend(["--advertise-address", "192.0.2.1"].map(str::to_owned));
+    }
     for (flag, file) in [
         ("--tls-cert-file", "server.crt"),
         ("--tls-private-key-file", "server.key"),

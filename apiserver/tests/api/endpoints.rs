@@ -1,0 +1,105 @@
+//! Several API servers on one etcd: all that live are endpoints of the `kubernetes` Service.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use storage::Expect;
+
+use crate::common::{Api, Etcd, PATIENCE};
+
+const ENDPOINTS: &str = "/api/v1/namespaces/default/endpoints/kubernetes";
+const SLICE: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
+
+fn addresses(list: &Value, of: impl Fn(&Value) -> Value) -> Vec<String> {
+    let each = list.as_array().into_iter().flatten();
+    each.filter_map(|one| of(one).as_str().map(str::to_owned))
+        .collect()
+}
+
+/// Waits until both objects show these addresses.
+async fn shows(api: &Api, expected: &[&str]) {
+    let shown = async {
+        loop {
+            let endpoints = api.get(ENDPOINTS).await.ok();
+            let slice = api.get(SLICE).await.ok();
+            let one = addresses(&endpoints["subsets"][0]["addresses"], |a| a["ip"].clone());
+            let other = addresses(&slice["endpoints"], |e| e["addresses"][0].clone());
+            if one == expected && other == expected {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, shown)
+        .await
+        .unwrap_or_else(|_| panic!("{expected:?} are the endpoints"));
+}
+
+async fn server(etcd: &Etcd, address: &str) -> Api {
+    Api::start_with(&["--etcd-servers", &etcd.url, "--advertise-address", address]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_that_live_are_endpoints() {
+    let etcd = Etcd::start();
+    let first = server(&etcd, "192.0.2.1").await;
+    shows(&first, &["192.0.2.1"]).await;
+    let second = server(&etcd, "192.0.2.2").await;
+    shows(&first, &["192.0.2.1", "192.0.2.2"]).await;
+    let service = first
+        .get("/api/v1/namespaces/default/services/kubernetes")
+        .await
+        .ok();
+    assert_eq!(service["spec"]["ports"][0]["port"], 443);
+
+    // A server that nobody hears of again: the key is as Kubernetes' own API server has it.
+    let lease = json!({"kind": "Endpoints", "apiVersion": "v1", "metadata": {"generation": 3},
+        "subsets": [{"addresses": [{"ip": "192.0.2.9"}]}]});
+    let lease = apimachinery::protobuf::from_json(lease.to_string().as_bytes()).unwrap();
+    let store = first.store();
+    let ttl = Some(Duration::from_secs(2));
+    let key = "/registry/masterleases/192.0.2.9";
+    store
+        .put(key, Expect::Absent, Bytes::from(lease), ttl)
+        .await
+        .unwrap();
+    shows(&second, &["192.0.2.1", "192.0.2.2", "192.0.2.9"]).await;
+    shows(&second, &["192.0.2.1", "192.0.2.2"]).await;
+
+    // One that stops takes itself away.
+    second.stop().await;
+    shows(&first, &["192.0.2.1"]).await;
+    assert_eq!(
+        store.get("/registry/masterleases/192.0.2.2").await.unwrap(),
+        None
+    );
+    // So does the last.
+    let left = first.store();
+    assert!(
+        left.get("/registry/masterleases/192.0.2.1")
+            .await
+            .unwrap()
+            .is_some()
+    );
+    first.stop().await;
+    let next = server(&etcd, "192.0.2.3").await;
+    shows(&next, &["192.0.2.3"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_are_left_alone_when_told() {
+    let api = Api::start_with(&["--endpoint-reconciler-type", "none"]).await;
+    api.get("/api/v1/namespaces/default/services/kubernetes")
+        .await
+        .ok();
+    api.get(ENDPOINTS).await.refused(404, "NotFound");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_of_an_embedded_store_is_the_only_endpoint() {
+    let mut api = Api::start().await;
+    shows(&api, &["192.0.2.1"]).await;
+    api.restart().await;
+    shows(&api, &["192.0.2.1"]).await;
+}
