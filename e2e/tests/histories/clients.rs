@@ -96,6 +96,11 @@ pub struct History {
 pub struct Record(Arc<Mutex<History>>);
 
 impl Record {
+    pub fn acknowledged(&self) -> usize {
+        let done = |write: &&Write| matches!(write.outcome, Outcome::Done(_));
+        self.0.lock().writes.iter().filter(done).count()
+    }
+
     pub fn take(&self) -> History {
         std::mem::take(&mut self.0.lock())
     }
