@@ -67,6 +67,11 @@ impl Process {
     pub fn pid(&self) -> u32 {
         self.0.id()
     }
+
+    /// Whether it has not ended by itself.
+    pub fn runs(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(None))
+    }
 }
 
 impl Drop for Process {

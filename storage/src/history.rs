@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// History may always grow to so many bytes, however little live data there is.
-const FLOOR_BYTES: u64 = 16 << 20;
+const FLOOR_BYTES: u64 = 4 << 20;
 
 /// Remembers which revision was current when.
 pub(crate) struct History {
@@ -42,7 +42,7 @@ impl History {
     }
 }
 
-/// Where to compact when history outweighs the live data: half-way through it.
+/// Where to compact when history is more than half of the live data: half-way through it.
 pub(crate) fn excess(
     live_bytes: u64,
     total_bytes: u64,
@@ -50,7 +50,7 @@ pub(crate) fn excess(
     revision: u64,
 ) -> Option<u64> {
     let history = total_bytes.saturating_sub(live_bytes);
-    (history > live_bytes.max(FLOOR_BYTES)).then(|| compacted + (revision - compacted) / 2)
+    (history > (live_bytes / 2).max(FLOOR_BYTES)).then(|| compacted + (revision - compacted) / 2)
 }
 
 #[cfg(test)]
@@ -87,10 +87,10 @@ mod tests {
     fn cuts_history_that_outweighs_the_data() {
         let mb = 1 << 20;
         for (live, total, expected) in [
-            (mb, 17 * mb, None),
-            (mb, 18 * mb, Some(55)),
-            (100 * mb, 200 * mb, None),
-            (100 * mb, 201 * mb, Some(55)),
+            (mb, 5 * mb, None),
+            (mb, 6 * mb, Some(55)),
+            (100 * mb, 150 * mb, None),
+            (100 * mb, 151 * mb, Some(55)),
         ] {
             assert_eq!(excess(live, total, 10, 100), expected, "{live} of {total}");
         }

@@ -225,16 +225,35 @@ impl World {
         for n in 0..self.servers.len() {
             self.recover(Program::Server(n))?;
         }
-        for (n, client) in self.clients().iter().enumerate() {
+        let clients = self.clients();
+        for (n, client) in clients.iter().enumerate() {
             let log = self.server_dir(n).join("log");
-            let ready = tokio::time::timeout(PATIENCE * 2, client.ready("/readyz", PATIENCE));
-            ready
+            self.until_ready(n, client)
                 .await
-                .map_err(anyhow::Error::from)
-                .flatten()
                 .with_context(|| std::fs::read_to_string(log).unwrap_or_default())?;
         }
         Ok(())
+    }
+
+    /// Starts a server again that has given up, as its supervisor would: one does that when it is started while etcd has
+    /// no leader.
+    async fn until_ready(&mut self, n: usize, client: &Client) -> Result<()> {
+        let end = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let one = PATIENCE / 20;
+            let asked = tokio::time::timeout(one, client.ready("/readyz", one)).await;
+            let error = match asked.map_err(anyhow::Error::from).flatten() {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            if tokio::time::Instant::now() > end {
+                return Err(error);
+            }
+            let process = &mut self.servers[n].state.process;
+            if !process.as_mut().is_some_and(Process::runs) {
+                self.start_server(n)?;
+            }
+        }
     }
 
     fn start_server(&mut self, n: usize) -> Result<()> {
@@ -275,8 +294,8 @@ impl World {
             ("listen-peer-urls", url(member.peer)),
             ("initial-advertise-peer-urls", url(member.link.address)),
             ("initial-cluster", all.join(",")),
-            ("heartbeat-interval", "50".to_owned()),
-            ("election-timeout", "500".to_owned()),
+            ("heartbeat-interval", "100".to_owned()),
+            ("election-timeout", "800".to_owned()),
             ("log-level", "error".to_owned()),
         ];
         let log = dir.join(format!("member-{n}.log"));

@@ -3,6 +3,7 @@
 //! the writer catches up on the little that happened meanwhile and puts the new file in the old one's place.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use super::file::{self, Snapshot, Tables, fault};
 use crate::{Error, Result};
 
 /// A file smaller than this is left alone.
-const MIN_FILE: u64 = 24 << 20;
+const MIN_FILE: u64 = 8 << 20;
 /// How much is copied between two fsyncs: little, so that the writer's own never wait long behind them.
 const PORTION: u64 = 1 << 20;
 /// How much may be left for the writer to copy.
@@ -29,9 +30,18 @@ pub(super) struct Rewritten {
     pub bytes: u64,
 }
 
-/// Whether the file is worth rewriting: too large for its live data, and not because of history.
-pub(super) fn is_due(file_bytes: u64, live_bytes: u64, total_bytes: u64) -> bool {
-    file_bytes > MIN_FILE && file_bytes > live_bytes / 4 * 10 && file_bytes > total_bytes / 4 * 7
+/// Whether the file is worth rewriting: too large for its live data, not because of history, and larger than it was after
+/// the last time, as values that fill their pages badly take more room than they have bytes.
+pub(super) fn is_due(file_bytes: u64, live_bytes: u64, total_bytes: u64, after_last: u64) -> bool {
+    file_bytes > MIN_FILE
+        && file_bytes > live_bytes / 4 * 9
+        && file_bytes > total_bytes / 4 * 7
+        && file_bytes > after_last / 8 * 9
+}
+
+/// What a file takes on the disk. Its length says little: redb makes it longer far ahead of what it writes.
+pub(super) fn on_disk(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |m| m.blocks() * 512)
 }
 
 pub(super) fn new_path(path: &Path) -> PathBuf {
@@ -54,11 +64,17 @@ pub(super) fn copy(shared: &Arc<Shared>) -> Result<Rewritten> {
         next: 0,
         bytes: 0,
     };
-    for round in 0..ROUNDS {
-        let snapshot = latest(shared)?;
+    for _ in 0..ROUNDS {
         let mut bytes = 0;
         loop {
-            let copied = portion(&mut new, &snapshot, PORTION, round == 0)?;
+            // A new one for every portion: as long as one is held, no page that the writer frees is used again, and the
+            // old file would grow by everything that is written during the copying.
+            let snapshot = latest(shared)?;
+            let copied = portion(&mut new, &snapshot, PORTION, |tables, first| match first {
+                // What has been cleaned since is cleaned again in the new file, from here on.
+                true => tables.copy_state(&snapshot),
+                false => Ok(()),
+            })?;
             bytes += copied.0;
             if !copied.1 {
                 break;
@@ -76,20 +92,18 @@ fn latest(shared: &Shared) -> Result<Snapshot> {
     shared.snapshot()
 }
 
-/// Copies some more. Returns how many bytes, and whether the snapshot has more still.
+/// Copies some more, and lets `state` complete the transaction, which is told whether it is the first. Returns how many
+/// bytes, and whether the snapshot has more still.
 fn portion(
     new: &mut Rewritten,
     snapshot: &Snapshot,
     limit: u64,
-    with_state: bool,
+    state: impl FnOnce(&mut Tables<'_>, bool) -> Result<()>,
 ) -> Result<(u64, bool)> {
     let transaction = new.database.begin_write().map_err(fault)?;
     let mut tables = Tables::open(&transaction)?;
     let copied = tables.copy(snapshot, new.next, limit)?;
-    if with_state {
-        // What has been cleaned since is cleaned again in the new file, from the state of the first snapshot on.
-        tables.copy_state(snapshot)?;
-    }
+    state(&mut tables, new.next == 0)?;
     drop(tables);
     transaction.commit().map_err(fault)?;
     new.next = copied.next;
@@ -101,7 +115,11 @@ fn portion(
 /// the revision up to which the new file is clean, and its bytes of keys and values.
 pub(super) fn adopt(shared: &Arc<Shared>, mut new: Rewritten) -> Result<(u64, u64)> {
     let snapshot = latest(shared)?;
-    portion(&mut new, &snapshot, u64::MAX, false)?;
+    let compacted = shared.index.read().compacted;
+    portion(&mut new, &snapshot, u64::MAX, |tables, _| {
+        // What was removed from the old file during the copying must be refused, also by whoever opens the new one.
+        tables.set_compacted(compacted)
+    })?;
     drop(snapshot);
     replace(&shared.path)?;
     let cleaned = Snapshot::take(&new.database)?.cleaned()?;
@@ -131,20 +149,22 @@ mod tests {
     #[test]
     fn rewrites_what_is_mostly_air() {
         let mb = 1 << 20;
-        // (file, live, live and history, due)
-        for (file, live, total, due) in [
-            (20, 1, 1, false),
-            (30, 1, 1, true),
-            (30, 1, 17, true),
-            (28, 1, 17, false),
-            (100, 40, 40, false),
-            (101, 40, 40, true),
-            (101, 40, 60, false),
+        // (file, live, live and history, after the last time, due)
+        for (file, live, total, after_last, due) in [
+            (7, 1, 1, 0, false),
+            (9, 1, 1, 0, true),
+            (30, 1, 17, 0, true),
+            (28, 1, 17, 0, false),
+            (89, 40, 40, 0, false),
+            (91, 40, 40, 0, true),
+            (91, 40, 60, 0, false),
+            (91, 40, 40, 85, false),
+            (96, 40, 40, 85, true),
         ] {
             assert_eq!(
-                is_due(file * mb, live * mb, total * mb),
+                is_due(file * mb, live * mb, total * mb, after_last * mb),
                 due,
-                "{file} MB for {live} of {total} MB"
+                "{file} MB for {live} of {total} MB, {after_last} before"
             );
         }
     }

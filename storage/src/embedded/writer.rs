@@ -34,7 +34,7 @@ const CLEAN_CHUNK: usize = 256;
 /// How many expired keys one commit deletes.
 const EXPIRE_CHUNK: usize = 512;
 /// How many commits there are between two looks at the size of the file.
-const MEASURE_EVERY: u32 = 256;
+const MEASURE_EVERY: u32 = 64;
 
 pub(super) enum Request {
     Write(Write),
@@ -83,6 +83,8 @@ pub(super) struct Writer {
     last_commit: Duration,
     commits: u32,
     rewriting: bool,
+    /// What the file took after it was rewritten last.
+    after_last: u64,
     closing: Option<oneshot::Sender<Result<()>>>,
 }
 
@@ -116,6 +118,7 @@ impl Writer {
             last_commit: Duration::ZERO,
             commits: 0,
             rewriting: false,
+            after_last: 0,
             closing: None,
         }
     }
@@ -298,8 +301,8 @@ impl Writer {
         if self.rewriting || !(self.commits.is_multiple_of(MEASURE_EVERY)) {
             return;
         }
-        let file_bytes = std::fs::metadata(&self.shared.path).map_or(0, |m| m.len());
-        if rewrite::is_due(file_bytes, live_bytes, self.total_bytes) {
+        let file_bytes = rewrite::on_disk(&self.shared.path);
+        if rewrite::is_due(file_bytes, live_bytes, self.total_bytes, self.after_last) {
             let (shared, sender) = (self.shared.clone(), self.sender.clone());
             self.rewriting = true;
             std::thread::spawn(move || {
@@ -312,7 +315,10 @@ impl Writer {
     fn adopt(&mut self, new: Result<Rewritten>) {
         self.rewriting = false;
         match new.and_then(|new| rewrite::adopt(&self.shared, new)) {
-            Ok((cleaned, total_bytes)) => (self.cleaned, self.total_bytes) = (cleaned, total_bytes),
+            Ok((cleaned, total_bytes)) => {
+                (self.cleaned, self.total_bytes) = (cleaned, total_bytes);
+                self.after_last = rewrite::on_disk(&self.shared.path);
+            }
             Err(error) => {
                 tracing::warn!(%error, "the store's file could not be rewritten");
                 rewrite::discard(&self.shared.path);

@@ -36,5 +36,6 @@ mod backups;
 mod engines;
 mod faults;
 mod history;
+mod size;
 mod watches;
 mod writes;
