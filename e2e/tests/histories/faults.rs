@@ -59,7 +59,7 @@ impl Condition {
             2 | 3 if whole(&self.members) == self.members.len() => {
                 Fault::Harm(Program::Member(member), harm)
             }
-            _ => Fault::Compact(random.random_range(0..40)),
+            _ => Fault::Compact(random.random_range(0..8)),
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::link::Link;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long the embedded store keeps history here: less than a run takes, so that compaction happens in every one.
-const HISTORY: &str = "100ms";
+const HISTORY: &str = "50ms";
 
 pub struct World {
     servers: Vec<Server>,
