@@ -37,6 +37,8 @@ enum StoreCommand {
         #[command(flatten)]
         store: StoreFlags,
     },
+    /// Say what a backup holds, or what is wrong with it
+    Verify { file: PathBuf },
     /// Make a store what a backup holds; its API servers have to be stopped
     Restore {
         file: PathBuf,
@@ -103,6 +105,9 @@ pub fn run(args: Args, globals: &Globals) -> Result<()> {
     match args.command {
         StoreCommand::Backup { file, store } if !store.name_a_store() => back_up(globals, &file),
         StoreCommand::Backup { file, store } => direct("backup", Some(&file), false, &store),
+        StoreCommand::Verify { file } => {
+            direct("verify", Some(&file), false, &StoreFlags::default())
+        }
         StoreCommand::Restore { file, force, store } => {
             if !store.name_a_store() {
                 bail!("--data-dir or --etcd-servers says which store is to be restored");

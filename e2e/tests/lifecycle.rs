@@ -107,6 +107,55 @@ fn stopped_or_killed_clusters_come_back_whole() -> Result<()> {
 }
 
 #[test]
+fn backups_bring_a_cluster_back() -> Result<()> {
+    for store in ["embedded", "etcd"] {
+        let options = Options { nodes: 1, store };
+        let cluster = Cluster::create(&format!("backup-{store}"), &options)?;
+        let kubectl = cluster.kubectl();
+        kubectl.apply(WORKLOAD)?;
+        kubectl.run(&["create", "configmap", "kept", "--from-literal=a=b"])?;
+        kubectl.run(&["rollout", "status", "deployment/sleeper", "--timeout=120s"])?;
+        let file = cluster.kubeconfig().with_file_name("backup");
+        let file = file.to_string_lossy();
+        cluster.skiff(&["cluster", "backup", &file, "--name", cluster.name()])?;
+        kubectl.run(&["delete", "configmap", "kept"])?;
+        kubectl.run(&["scale", "deployment/sleeper", "--replicas=3"])?;
+        kubectl.run(&["create", "configmap", "later", "--from-literal=a=b"])?;
+
+        // Half a backup stops nobody.
+        let whole = std::fs::read(&*file)?;
+        let half = format!("{file}.half");
+        std::fs::write(&half, &whole[..whole.len() / 2])?;
+        let refused = ["cluster", "restore", &half, "--name", cluster.name()];
+        let refused = cluster.client().output(&refused, "")?;
+        ensure!(
+            refused.code != 0 && refused.stderr.contains("is damaged"),
+            "{refused:?}"
+        );
+        kubectl.run(&["get", "configmap", "later"])?;
+
+        cluster.skiff(&["cluster", "restore", &file, "--name", cluster.name()])?;
+        kubectl.run(&["get", "configmap", "kept"])?;
+        ensure!(
+            kubectl.output(&["get", "configmap", "later"], "")?.code != 0,
+            "it is back"
+        );
+        kubectl.run(&["rollout", "status", "deployment/sleeper", "--timeout=120s"])?;
+        eventually("the pods of before", Duration::from_secs(120), || {
+            let pods = kubectl.json(&["get", "pods", "-l", "app=sleeper"])?;
+            let ready = |pod: &serde_json::Value| {
+                pod["status"]["containerStatuses"][0]["ready"] == true
+                    && pod["metadata"]["deletionTimestamp"].is_null()
+            };
+            let items = pods["items"].as_array().cloned().unwrap_or_default();
+            Ok((items.len() == 2 && items.iter().all(ready)).then_some(()))
+        })?;
+        cluster.settled()?;
+    }
+    Ok(())
+}
+
+#[test]
 fn components_that_die_are_restarted() -> Result<()> {
     let cluster = Cluster::create("restart", &Options::default())?;
     let kubectl = cluster.kubectl();

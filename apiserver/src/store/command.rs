@@ -34,6 +34,8 @@ enum Command {
         #[command(flatten)]
         store: StoreFlags,
     },
+    /// Say what a backup holds, or what is wrong with it
+    Verify { file: PathBuf },
     /// Make a store what a backup holds; its API servers have to be stopped
     Restore {
         file: PathBuf,
@@ -63,6 +65,16 @@ pub async fn run(cli: Cli) -> Result<()> {
                 summary.keys,
                 summary.revision,
                 file.display()
+            );
+        }
+        Command::Verify { file } => {
+            let summary = backup::verify(&file)?;
+            let taken = jiff::Timestamp::from_second(summary.taken.try_into()?)?;
+            println!(
+                "{} is whole: {} keys at revision {}, taken at {taken}.",
+                file.display(),
+                summary.keys,
+                summary.revision
             );
         }
         Command::Restore { file, force, store } => {

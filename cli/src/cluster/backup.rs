@@ -39,6 +39,8 @@ pub fn restore(paths: &Paths, state: &Path, file: &Path) -> Result<()> {
     {
         let _operation = Operation::on_existing(paths)?;
         let cluster = paths.load()?;
+        // Nobody is stopped for a file that is of no use.
+        store::direct("verify", Some(file), false, &StoreFlags::default())?;
         lifecycle::halt(paths, state, true)?;
         match cluster.store {
             Store::Embedded => {
