@@ -64,25 +64,10 @@ impl Reconciler {
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut due = Instant::now() + RENEW;
         loop {
-            if due <= Instant::now() {
-                let renewed = self.renew().await;
-                due = Instant::now() + if renewed.is_ok() { RENEW } else { RETRY };
-                complain(renewed, "this server's lease could not be renewed");
-            }
-            let seen = self.reconcile(false).await;
-            if seen.is_err() {
-                due = due.min(Instant::now() + RETRY);
-            }
-            let from = seen.as_ref().ok().map(|revision| revision + 1);
-            complain(
-                seen,
-                "the endpoints of the kubernetes Service could not be written",
-            );
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                () = tokio::time::sleep_until(due) => {}
-                () = self.others_changed(from) => {}
+                () = self.round(&mut due) => {}
             }
         }
         let left = tokio::time::timeout(FAREWELL, self.leave()).await;
@@ -91,6 +76,28 @@ impl Reconciler {
             left.unwrap_or_else(late),
             "this server could not leave the kubernetes Service",
         );
+    }
+
+    /// Renews the lease if that is due, puts the endpoints right, and waits for a reason to do either again.
+    async fn round(&mut self, due: &mut Instant) {
+        if *due <= Instant::now() {
+            let renewed = self.renew().await;
+            *due = Instant::now() + if renewed.is_ok() { RENEW } else { RETRY };
+            complain(renewed, "this server's lease could not be renewed");
+        }
+        let seen = self.reconcile(false).await;
+        if seen.is_err() {
+            *due = (*due).min(Instant::now() + RETRY);
+        }
+        let from = seen.as_ref().ok().map(|revision| revision + 1);
+        complain(
+            seen,
+            "the endpoints of the kubernetes Service could not be written",
+        );
+        tokio::select! {
+            () = tokio::time::sleep_until(*due) => {}
+            () = self.others_changed(from) => {}
+        }
     }
 
     fn key(&self) -> String {

@@ -355,6 +355,17 @@ fn read_events(snapshot: &Snapshot, prefix: &str, from: u64, to: u64) -> Result<
     Ok(batch)
 }
 
+/// Everything from one revision to another, however much that is.
+fn all_events(snapshot: &Snapshot, from: u64, to: u64) -> Result<Vec<Event>> {
+    let (mut events, mut next) = (Vec::new(), from);
+    while next <= to {
+        let batch = read_events(snapshot, "", next, to)?;
+        events.extend(batch.events);
+        next = batch.revision + 1;
+    }
+    Ok(events)
+}
+
 /// Runs what may wait for the disk where that holds nobody up.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
@@ -449,6 +460,40 @@ impl Drop for Embedded {
         // The file is free for the next to open it once this returns.
         if let Some(thread) = self.thread.lock().take() {
             let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use file::{Record, Tables};
+
+    #[test]
+    fn all_events_are_more_than_one_read_returns() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let database = file::open(&directory.path().join("store"), 1 << 20).unwrap();
+        let last = 2 * LOG_CHUNK as u64 + 7;
+        let transaction = database.begin_write().unwrap();
+        let mut tables = Tables::open(&transaction).unwrap();
+        for revision in 1..=last {
+            let record = Record {
+                kind: Kind::Put,
+                created: revision,
+                previous: 0,
+                expires: 0,
+                value_size: 1,
+                key: &format!("/k{revision}"),
+            };
+            tables.append(revision, &record, b"v").unwrap();
+        }
+        drop(tables);
+        transaction.commit().unwrap();
+        let snapshot = Snapshot::take(&database).unwrap();
+        for from in [1, 5, last, last + 1] {
+            let events = all_events(&snapshot, from, last).unwrap();
+            let revisions = events.iter().map(Event::revision);
+            assert!(revisions.eq(from..=last), "from {from}");
         }
     }
 }

@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use super::file::{self, Cleaned, Kind, Record, Snapshot, Tables, fault};
 use super::index::{Index, Slot};
 use super::rewrite::{self, Rewritten};
-use super::{Shared, read_events};
+use super::{Shared, all_events};
 use crate::history::{self, History};
 use crate::{Error, Event, EventKind, Expect, KeyValue, Result};
 
@@ -339,7 +339,7 @@ impl Writer {
                 Ok(true)
             })?;
             let last = slots.last().map_or(from - 1, |(_, slot)| slot.modified);
-            let events = read_events(&snapshot, "", from, last)?.events;
+            let events = all_events(&snapshot, from, last)?;
             Ok((database, slots, events, last))
         });
         match recovered {
