@@ -382,8 +382,16 @@ async fn watch(mut caller: Caller, record: Record) {
             continue;
         };
         let server = caller.any();
-        if !follow(&server, &path, current, &caller.last).await {
+        let limit = Duration::from_millis(caller.random.random_range(50..1500));
+        let told = follow(&server, &path, current, &caller.last);
+        // Most watchers move on after a while: to go on elsewhere is what is to be seen.
+        if let Ok(false) = tokio::time::timeout(limit, told).await {
             record.0.lock().segments.extend(segment.take());
+        }
+        if !caller.stopped() && caller.random.random_range(0..4) == 0 {
+            // Away for longer than history may be kept.
+            let away = caller.random.random_range(100..600);
+            tokio::time::sleep(Duration::from_millis(away)).await;
         }
     }
     record.0.lock().segments.extend(segment);
