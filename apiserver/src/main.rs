@@ -18,7 +18,11 @@ fn main() -> Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()?;
-        return runtime.block_on(command::run(cli));
+        if let Err(error) = runtime.block_on(command::run(cli)) {
+            eprintln!("error: {error:#}");
+            std::process::exit(1);
+        }
+        return Ok(());
     }
     let config = apiserver::config::Config::parse();
     let filter =

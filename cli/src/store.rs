@@ -104,22 +104,31 @@ impl StoreFlags {
 pub fn run(args: Args, globals: &Globals) -> Result<()> {
     match args.command {
         StoreCommand::Backup { file, store } if !store.name_a_store() => back_up(globals, &file),
-        StoreCommand::Backup { file, store } => direct("backup", Some(&file), false, &store),
+        StoreCommand::Backup { file, store } => done(direct("backup", Some(&file), false, &store)?),
         StoreCommand::Verify { file } => {
-            direct("verify", Some(&file), false, &StoreFlags::default())
+            let store = StoreFlags::default();
+            done(direct("verify", Some(&file), false, &store)?)
         }
         StoreCommand::Restore { file, force, store } => {
             if !store.name_a_store() {
                 bail!("--data-dir or --etcd-servers says which store is to be restored");
             }
-            direct("restore", Some(&file), force, &store)
+            done(direct("restore", Some(&file), force, &store)?)
         }
         StoreCommand::Move { force, store } => {
             if store.data_dir.is_none() || store.etcd_servers.is_none() {
                 bail!("--data-dir says from where, --etcd-servers to where");
             }
-            direct("move", None, force, &store)
+            done(direct("move", None, force, &store)?)
         }
+    }
+}
+
+/// What went wrong has been said.
+fn done(success: bool) -> Result<()> {
+    match success {
+        true => Ok(()),
+        false => std::process::exit(1),
     }
 }
 
@@ -133,8 +142,8 @@ pub fn back_up(globals: &Globals, file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Has the program `apiserver` do it.
-pub fn direct(verb: &str, file: Option<&Path>, force: bool, store: &StoreFlags) -> Result<()> {
+/// Has the program `apiserver` do it, which says what went wrong. Whether it succeeded.
+pub fn direct(verb: &str, file: Option<&Path>, force: bool, store: &StoreFlags) -> Result<bool> {
     let program = bin_dir()?.join("apiserver");
     let mut command = Command::new(&program);
     command.args(["store", verb]).args(file);
@@ -145,10 +154,7 @@ pub fn direct(verb: &str, file: Option<&Path>, force: bool, store: &StoreFlags) 
     let status = command
         .status()
         .with_context(|| format!("starting {}", program.display()))?;
-    if !status.success() {
-        bail!("apiserver store {verb} did not succeed");
-    }
-    Ok(())
+    Ok(status.success())
 }
 
 /// Writes what the API server hands out. The file takes its name once the backup is whole; only its owner may read it, as

@@ -187,7 +187,7 @@ pub enum Error {
     /// There is no room to write. Nothing was written; reads go on.
     #[error("the store has no room to write: {0}")]
     Full(String),
-    /// The store's data is not what this engine wrote. Nothing is served.
+    /// The store's data is not what this engine wrote, or a backup cannot be used. Nothing is served or restored.
     #[error("{0}")]
     Corrupt(String),
     /// A restore would overwrite what is there. Nothing was changed.

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::lifecycle::{self, Operation};
 use super::spec::{Paths, Store};
@@ -40,15 +40,19 @@ pub fn restore(paths: &Paths, state: &Path, file: &Path) -> Result<()> {
         let _operation = Operation::on_existing(paths)?;
         let cluster = paths.load()?;
         // Nobody is stopped for a file that is of no use.
-        store::direct("verify", Some(file), false, &StoreFlags::default())?;
+        ensure!(
+            store::direct("verify", Some(file), false, &StoreFlags::default())?,
+            "cluster {} was left as it is",
+            paths.name
+        );
         lifecycle::halt(paths, state, true)?;
-        match cluster.store {
+        let restored = match cluster.store {
             Store::Embedded => {
                 let flags = StoreFlags {
                     data_dir: Some(paths.store()),
                     ..StoreFlags::default()
                 };
-                store::direct("restore", Some(file), true, &flags)?;
+                store::direct("restore", Some(file), true, &flags)?
             }
             Store::Etcd => {
                 let etcd = Interim::start(paths)?;
@@ -56,10 +60,16 @@ pub fn restore(paths: &Paths, state: &Path, file: &Path) -> Result<()> {
                     etcd_servers: Some(etcd.url.clone()),
                     ..StoreFlags::default()
                 };
-                store::direct("restore", Some(file), true, &flags)?;
+                let restored = store::direct("restore", Some(file), true, &flags)?;
                 etcd.stop()?;
+                restored
             }
-        }
+        };
+        ensure!(
+            restored,
+            "cluster {} is stopped and was not restored",
+            paths.name
+        );
     }
     create::start(paths, state, WAIT)
 }

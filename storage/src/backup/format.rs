@@ -101,7 +101,7 @@ impl Reader {
         let name = path.display().to_string();
         match File::open(path) {
             Ok(file) => Reader::new(BufReader::new(file), name),
-            Err(error) => Err(Error::Unavailable(format!("cannot open {name}: {error}"))),
+            Err(error) => Err(Error::Corrupt(format!("cannot open {name}: {error}"))),
         }
     }
 }
@@ -190,7 +190,7 @@ impl<R: Read> Reader<R> {
     fn failure(&mut self) -> Error {
         let reason = self.length(MAX_KEY).and_then(|length| self.bytes(length));
         match reason {
-            Ok(reason) => Error::Unavailable(format!(
+            Ok(reason) => Error::Corrupt(format!(
                 "{} is not whole, the backup broke off: {}",
                 self.name,
                 String::from_utf8_lossy(&reason)
@@ -208,7 +208,7 @@ impl<R: Read> Reader<R> {
             .read_exact(buffer)
             .map_err(|error| match error.kind() {
                 ErrorKind::UnexpectedEof => self.damaged("it ends too early"),
-                _ => Error::Unavailable(format!("cannot read {}: {error}", self.name)),
+                _ => Error::Corrupt(format!("cannot read {}: {error}", self.name)),
             })?;
         self.checksum.update(&*buffer);
         Ok(())
