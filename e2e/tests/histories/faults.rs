@@ -10,7 +10,7 @@ pub enum Harm {
     Killed,
     /// SIGSTOP: it answers nobody, and goes on later as if no time had passed.
     Paused,
-    /// It runs, and its links carry nothing: a server's to the store, those of the other members to a member.
+    /// It runs, and its links carry nothing: those of a server to the store, those between a member and the others.
     CutOff,
 }
 

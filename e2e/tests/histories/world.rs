@@ -15,7 +15,7 @@ use storage::etcd::{Etcd, Options};
 use tempfile::TempDir;
 
 use crate::faults::{Condition, Fault, Harm, Program};
-use crate::link::Link;
+use crate::link::{Link, Peers};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -25,6 +25,8 @@ const HISTORY: &str = "50ms";
 pub struct World {
     servers: Vec<Server>,
     members: Vec<Member>,
+    /// The network among the members.
+    peers: Peers,
     directory: TempDir,
 }
 
@@ -41,8 +43,6 @@ struct Server {
 struct Member {
     client: SocketAddr,
     peer: SocketAddr,
-    /// The way of the other members to it.
-    link: Link,
     state: State,
 }
 
@@ -61,21 +61,21 @@ impl State {
         Ok(())
     }
 
-    fn suffer(&mut self, harm: Harm, links: &[&Link]) -> Result<()> {
+    fn suffer(&mut self, harm: Harm, cut: impl FnOnce()) -> Result<()> {
         match harm {
             Harm::Killed => self.process = None,
             Harm::Paused => self.signal(Signal::SIGSTOP)?,
-            Harm::CutOff => links.iter().for_each(|link| link.cut()),
+            Harm::CutOff => cut(),
         }
         self.harm = Some(harm);
         Ok(())
     }
 
     /// Undoes everything but a kill, after which the process has to be started.
-    fn recover(&mut self, links: &[&Link]) -> Result<()> {
+    fn recover(&mut self, mend: impl FnOnce()) -> Result<()> {
         match self.harm.take() {
             Some(Harm::Paused) => self.signal(Signal::SIGCONT)?,
-            Some(Harm::CutOff) => links.iter().for_each(|link| link.mend()),
+            Some(Harm::CutOff) => mend(),
             Some(Harm::Killed) | None => {}
         }
         Ok(())
@@ -103,20 +103,21 @@ impl World {
         let directory = tempfile::Builder::new()
             .prefix("skiff-histories-")
             .tempdir()?;
+        let members = (0..members).map(|_| {
+            Ok(Member {
+                client: free_address()?,
+                peer: free_address()?,
+                state: State::default(),
+            })
+        });
+        let members: Vec<Member> = members.collect::<Result<_>>()?;
+        let own: Vec<SocketAddr> = members.iter().map(|member| member.peer).collect();
         let mut world = World {
             servers: Vec::new(),
-            members: Vec::new(),
+            members,
+            peers: Peers::of(&own).await?,
             directory,
         };
-        for _ in 0..members {
-            let (client, peer) = (free_address()?, free_address()?);
-            world.members.push(Member {
-                client,
-                peer,
-                link: Link::to(peer).await?,
-                state: State::default(),
-            });
-        }
         for n in 0..servers {
             let address = free_address()?;
             let dir = world.server_dir(n);
@@ -182,11 +183,10 @@ impl World {
         match fault {
             Fault::Harm(Program::Server(n), harm) => {
                 let Server { links, state, .. } = &mut self.servers[n];
-                state.suffer(harm, &links.iter().collect::<Vec<_>>())
+                state.suffer(harm, || links.iter().for_each(Link::cut))
             }
             Fault::Harm(Program::Member(n), harm) => {
-                let Member { link, state, .. } = &mut self.members[n];
-                state.suffer(harm, &[link])
+                self.members[n].state.suffer(harm, || self.peers.cut(n))
             }
             Fault::Heal(program) => self.recover(program),
             Fault::Compact(keep) => {
@@ -200,15 +200,15 @@ impl World {
         match program {
             Program::Server(n) => {
                 let Server { links, state, .. } = &mut self.servers[n];
-                state.recover(&links.iter().collect::<Vec<_>>())?;
+                state.recover(|| links.iter().for_each(Link::mend))?;
                 match state.process {
                     Some(_) => Ok(()),
                     None => self.start_server(n),
                 }
             }
             Program::Member(n) => {
-                let Member { link, state, .. } = &mut self.members[n];
-                state.recover(&[link])?;
+                let state = &mut self.members[n].state;
+                state.recover(|| self.peers.mend(n))?;
                 match state.process {
                     Some(_) => Ok(()),
                     None => self.start_member(n),
@@ -275,11 +275,11 @@ impl World {
     }
 
     fn start_member(&mut self, n: usize) -> Result<()> {
-        let all: Vec<String> = self
-            .members
+        let advertised: Vec<String> = self.peers.addresses.iter().copied().map(url).collect();
+        let all: Vec<String> = advertised
             .iter()
             .enumerate()
-            .map(|(n, member)| format!("member-{n}={}", url(member.link.address)))
+            .map(|(n, url)| format!("member-{n}={url}"))
             .collect();
         let dir = self.directory.path();
         let member = &mut self.members[n];
@@ -292,7 +292,7 @@ impl World {
             ("listen-client-urls", url(member.client)),
             ("advertise-client-urls", url(member.client)),
             ("listen-peer-urls", url(member.peer)),
-            ("initial-advertise-peer-urls", url(member.link.address)),
+            ("initial-advertise-peer-urls", advertised[n].clone()),
             ("initial-cluster", all.join(",")),
             ("heartbeat-interval", "100".to_owned()),
             ("election-timeout", "800".to_owned()),
