@@ -30,13 +30,19 @@ pub(super) struct Rewritten {
     pub bytes: u64,
 }
 
-/// Whether the file is worth rewriting: too large for its live data, not because of history, and larger than it was after
-/// the last time, as values that fill their pages badly take more room than they have bytes.
-pub(super) fn is_due(file_bytes: u64, live_bytes: u64, total_bytes: u64, after_last: u64) -> bool {
+/// Whether the file is worth rewriting: too large for its live data, not because of history, and larger than a fresh one
+/// would be, as the last rewrite showed (its bytes on the disk, and of keys and values): some values fill their pages badly.
+pub(super) fn is_due(
+    file_bytes: u64,
+    live_bytes: u64,
+    total_bytes: u64,
+    (last_file, last_total): (u64, u64),
+) -> bool {
+    let fresh = last_file.saturating_mul(total_bytes) / last_total.max(1);
     file_bytes > MIN_FILE
         && file_bytes > live_bytes / 4 * 9
         && file_bytes > total_bytes / 4 * 7
-        && file_bytes > after_last / 8 * 9
+        && file_bytes > fresh / 8 * 9
 }
 
 /// What a file takes on the disk. Its length says little: redb makes it longer far ahead of what it writes.
@@ -55,7 +61,8 @@ pub(super) fn discard(path: &Path) {
     let _ = std::fs::remove_file(new_path(path));
 }
 
-/// Copies the store into a new file. To be called outside the writer's thread.
+/// Copies the store into a new file. To be called outside the writer's thread, which removes no record until it has adopted
+/// the copy.
 pub(super) fn copy(shared: &Arc<Shared>) -> Result<Rewritten> {
     discard(&shared.path);
     let database = file::open(&new_path(&shared.path), shared.options.cache_bytes)?;
@@ -71,7 +78,6 @@ pub(super) fn copy(shared: &Arc<Shared>) -> Result<Rewritten> {
             // old file would grow by everything that is written during the copying.
             let snapshot = latest(shared)?;
             let copied = portion(&mut new, &snapshot, PORTION, |tables, first| match first {
-                // What has been cleaned since is cleaned again in the new file, from here on.
                 true => tables.copy_state(&snapshot),
                 false => Ok(()),
             })?;
@@ -117,7 +123,7 @@ pub(super) fn adopt(shared: &Arc<Shared>, mut new: Rewritten) -> Result<(u64, u6
     let snapshot = latest(shared)?;
     let compacted = shared.index.read().compacted;
     portion(&mut new, &snapshot, u64::MAX, |tables, _| {
-        // What was removed from the old file during the copying must be refused, also by whoever opens the new one.
+        // What is refused now stays refused, also by whoever opens the file after a crash.
         tables.set_compacted(compacted)
     })?;
     drop(snapshot);
@@ -149,22 +155,24 @@ mod tests {
     #[test]
     fn rewrites_what_is_mostly_air() {
         let mb = 1 << 20;
-        // (file, live, live and history, after the last time, due)
-        for (file, live, total, after_last, due) in [
-            (7, 1, 1, 0, false),
-            (9, 1, 1, 0, true),
-            (30, 1, 17, 0, true),
-            (28, 1, 17, 0, false),
-            (89, 40, 40, 0, false),
-            (91, 40, 40, 0, true),
-            (91, 40, 60, 0, false),
-            (91, 40, 40, 85, false),
-            (96, 40, 40, 85, true),
+        // (file, live, live and history, (file and bytes the last time), due)
+        for (file, live, total, last, due) in [
+            (7, 1, 1, (0, 0), false),
+            (9, 1, 1, (0, 0), true),
+            (30, 1, 17, (0, 0), true),
+            (28, 1, 17, (0, 0), false),
+            (89, 40, 40, (0, 0), false),
+            (91, 40, 40, (0, 0), true),
+            (91, 40, 60, (0, 0), false),
+            (91, 40, 40, (85, 40), false),
+            (96, 40, 40, (85, 40), true),
+            (96, 40, 40, (170, 80), true),
         ] {
+            let last = (last.0 * mb, last.1 * mb);
             assert_eq!(
-                is_due(file * mb, live * mb, total * mb, after_last * mb),
+                is_due(file * mb, live * mb, total * mb, last),
                 due,
-                "{file} MB for {live} of {total} MB, {after_last} before"
+                "{file} MB for {live} of {total} MB, {last:?} before"
             );
         }
     }

@@ -83,8 +83,8 @@ pub(super) struct Writer {
     last_commit: Duration,
     commits: u32,
     rewriting: bool,
-    /// What the file took after it was rewritten last.
-    after_last: u64,
+    /// What the file took on the disk after it was rewritten last, and its bytes of keys and values then.
+    last_rewrite: (u64, u64),
     closing: Option<oneshot::Sender<Result<()>>>,
 }
 
@@ -118,7 +118,7 @@ impl Writer {
             last_commit: Duration::ZERO,
             commits: 0,
             rewriting: false,
-            after_last: 0,
+            last_rewrite: (0, 0),
             closing: None,
         }
     }
@@ -133,7 +133,7 @@ impl Writer {
     /// Waits for something to do. Returns the writes to commit now, which may be none.
     fn gather(&mut self) -> Vec<Write> {
         let mut batch = Vec::new();
-        let cleaning = self.cleaned < self.shared.index.read().compacted;
+        let cleaning = !self.rewriting && self.cleaned < self.shared.index.read().compacted;
         let expiry = self.shared.index.read().next_expiry();
         let first = match expiry {
             _ if cleaning => self.requests.recv_timeout(Duration::ZERO),
@@ -240,7 +240,12 @@ impl Writer {
                 batch.write(change)?
             });
         }
-        let cleaned = batch.clean(self.cleaned)?;
+        let cleaned = match self.rewriting {
+            // The copy is made bit by bit. If it had a value of before and missed the deletion that is cleaned away
+            // meanwhile, the next start would find the value.
+            true => None,
+            false => batch.clean(self.cleaned)?,
+        };
         let Done {
             events,
             slots,
@@ -298,11 +303,12 @@ impl Writer {
             let _ = self.compact(target);
         }
         self.commits = self.commits.wrapping_add(1);
-        if self.rewriting || !(self.commits.is_multiple_of(MEASURE_EVERY)) {
+        // What is about to be removed is not worth copying.
+        if self.rewriting || !is_clean || !self.commits.is_multiple_of(MEASURE_EVERY) {
             return;
         }
         let file_bytes = rewrite::on_disk(&self.shared.path);
-        if rewrite::is_due(file_bytes, live_bytes, self.total_bytes, self.after_last) {
+        if rewrite::is_due(file_bytes, live_bytes, self.total_bytes, self.last_rewrite) {
             let (shared, sender) = (self.shared.clone(), self.sender.clone());
             self.rewriting = true;
             std::thread::spawn(move || {
@@ -317,7 +323,7 @@ impl Writer {
         match new.and_then(|new| rewrite::adopt(&self.shared, new)) {
             Ok((cleaned, total_bytes)) => {
                 (self.cleaned, self.total_bytes) = (cleaned, total_bytes);
-                self.after_last = rewrite::on_disk(&self.shared.path);
+                self.last_rewrite = (rewrite::on_disk(&self.shared.path), total_bytes);
             }
             Err(error) => {
                 tracing::warn!(%error, "the store's file could not be rewritten");

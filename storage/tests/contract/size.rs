@@ -77,3 +77,76 @@ async fn churn_leaves_the_file_under_three_times_what_lives_in_it() {
     );
     assert!(largest < 3 * live, "{largest} bytes for {live}");
 }
+
+/// The file is rewritten while writes go on, and nothing is lost by it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_deleted_gives_its_room_back() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("store");
+    let options = Options {
+        history: Duration::from_millis(100),
+        ..Options::default()
+    };
+    let store: Arc<dyn Store> = Arc::new(Embedded::open(&path, options.clone()).unwrap());
+    write(&store, 2 * KEYS, |n| n).await;
+    let full = on_disk(&path);
+    let mut deletions = tokio::task::JoinSet::new();
+    for writer in 0..WRITERS {
+        let store = store.clone();
+        deletions.spawn(async move {
+            for n in (KEYS + writer..2 * KEYS).step_by(WRITERS as usize) {
+                let key = format!("/registry/k{n:05}");
+                store.delete(&key, Expect::Any).await.unwrap();
+            }
+        });
+    }
+    while let Some(done) = deletions.join_next().await {
+        done.unwrap();
+    }
+    let live = KEYS * (VALUE as u64 + 15);
+    let from = store.current_revision().await.unwrap() + 1;
+    let mut watch = store.watch("/registry/", from).await.unwrap();
+    let watcher = tokio::spawn(async move {
+        let mut heard = 0;
+        loop {
+            let batch = watch.next().await.unwrap().unwrap();
+            for event in &batch.events {
+                if &*event.kv.key == "/registry/last" {
+                    return heard;
+                }
+                heard += 1;
+            }
+        }
+    });
+    let mut rounds = 0;
+    crate::soon(async {
+        while on_disk(&path) >= 3 * live || rounds < 4 {
+            write(&store, KEYS / 8, |n| n * 8).await;
+            rounds += 1;
+        }
+    })
+    .await;
+    println!("{full} bytes became {} for {live}", on_disk(&path));
+    let last = store.put("/registry/last", Expect::Absent, "x".into(), None);
+    last.await.unwrap();
+    // Every write was told once, across the change of the file.
+    let heard = crate::soon(watcher).await.unwrap();
+    assert_eq!(heard, rounds * KEYS / 8);
+    let before = store
+        .range(storage::Range::prefix("/registry/"))
+        .await
+        .unwrap();
+    assert_eq!(before.count, KEYS + 1);
+    store.close().await;
+    drop(store);
+    let store = Embedded::open(&path, options).unwrap();
+    let after = store
+        .range(storage::Range::prefix("/registry/"))
+        .await
+        .unwrap();
+    assert_eq!(after.count, before.count);
+    for (one, other) in before.kvs.iter().zip(&after.kvs) {
+        assert!(one == other, "{one:?} became {other:?}");
+    }
+    assert_eq!(after.revision, before.revision);
+}
