@@ -35,6 +35,8 @@ const FRESH_TIMEOUT: Duration = Duration::from_secs(3);
 /// A watch that starts before what the cache remembers replays at most so many changes from the store.
 const MAX_REPLAY: usize = 100_000;
 const RETRY: Duration = Duration::from_millis(250);
+/// How many objects are read from the store at once when a cache fills.
+const LOAD_PAGE: usize = 500;
 
 /// The cache of one resource.
 pub struct WatchCache {
@@ -256,20 +258,7 @@ impl WatchCache {
         let Some(cache) = this.upgrade() else {
             return Ok(());
         };
-        let loaded = cache.store.range(Range::prefix(&cache.prefix)).await?;
-        let values = loaded.kvs.iter().map(|kv| kv.value.clone()).collect();
-        let values = cache
-            .revive(values)
-            .await
-            .map_err(|error| cache.failed(error))?;
-        let objects = loaded
-            .kvs
-            .iter()
-            .zip(&values)
-            .filter_map(|(kv, value)| cache.decode(&kv.key, value, kv.mod_revision));
-        let objects: Vec<_> = objects.collect();
-        let revision = loaded.revision;
-        drop(loaded.kvs);
+        let (objects, revision) = cache.load().await?;
         let mut watch = cache.store.watch(&cache.prefix, revision + 1).await?;
         cache.state.write().reset(objects, revision);
         *cache.progress.lock() = Some(watch.progress());
@@ -287,6 +276,32 @@ impl WatchCache {
                 .map_err(|error| cache.failed(error))?;
         }
         Ok(())
+    }
+
+    /// All objects as of one revision, page by page: what the store hands over is let go again before there is more.
+    async fn load(&self) -> storage::Result<(Vec<Arc<Object>>, u64)> {
+        let mut objects = Vec::new();
+        let mut range = Range::prefix(&self.prefix).limit(LOAD_PAGE);
+        loop {
+            let page = self.store.range(range.clone()).await?;
+            let values = page.kvs.iter().map(|kv| kv.value.clone()).collect();
+            let values = self
+                .revive(values)
+                .await
+                .map_err(|error| self.failed(error))?;
+            objects.extend(
+                page.kvs
+                    .iter()
+                    .zip(&values)
+                    .filter_map(|(kv, value)| self.decode(&kv.key, value, kv.mod_revision)),
+            );
+            match page.kvs.last() {
+                Some(last) if page.more => {
+                    range = range.at(page.revision).from_key(format!("{}\0", last.key));
+                }
+                _ => return Ok((objects, page.revision)),
+            }
+        }
     }
 
     /// Nothing can be read until it can be converted again.
