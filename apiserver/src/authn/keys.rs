@@ -7,6 +7,8 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64URL;
 use jsonwebtoken::jwk::{AlgorithmParameters, Jwk, KeyAlgorithm};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use p256::SecretKey;
+use p256::pkcs8::EncodePrivateKey;
 use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -83,7 +85,7 @@ impl PublicKey {
 }
 
 impl SigningKey {
-    /// Reads the first private key of a PEM file: PKCS#8, or PKCS#1 for RSA.
+    /// Reads the first private key of a PEM file: PKCS#8, PKCS#1 for RSA, or SEC 1 for elliptic curves.
     pub fn read(pem: &[u8]) -> Result<Self, KeyError> {
         let text = String::from_utf8_lossy(pem);
         let block = blocks(&text)
@@ -93,10 +95,18 @@ impl SigningKey {
     }
 
     fn read_one(block: &str) -> Result<Self, KeyError> {
+        if let Ok(key) = SecretKey::from_sec1_pem(block) {
+            let der = key.to_pkcs8_der().map_err(|_| KeyError::NotAKey)?;
+            return Self::new(EncodingKey::from_ec_der(der.as_bytes()), Algorithm::ES256);
+        }
         let ec = EncodingKey::from_ec_pem(block.as_bytes()).map(|k| (k, Algorithm::ES256));
         let (key, algorithm) = ec.or_else(|_| {
             EncodingKey::from_rsa_pem(block.as_bytes()).map(|k| (k, Algorithm::RS256))
         })?;
+        Self::new(key, algorithm)
+    }
+
+    fn new(key: EncodingKey, algorithm: Algorithm) -> Result<Self, KeyError> {
         let public = PublicKey::new(Jwk::from_encoding_key(&key, algorithm)?, algorithm)
             .ok_or(KeyError::NotAKey)?;
         Ok(Self { key, public })
@@ -245,6 +255,19 @@ pub mod tests {
             B64URL.encode(r#"{"sub":"me"}"#)
         );
         assert!(verify(&keys, &unsigned).is_err());
+    }
+
+    #[test]
+    fn openssl_writes_keys_of_elliptic_curves_as_sec_1() {
+        use p256::pkcs8::DecodePrivateKey;
+        let pkcs8 = ec_pem();
+        let key = SecretKey::from_pkcs8_pem(&pkcs8).unwrap();
+        let sec1 = key.to_sec1_pem(p256::pkcs8::LineEnding::LF).unwrap();
+        let read = SigningKey::read(sec1.as_bytes()).unwrap();
+        let token = read.sign(&json!({"sub": "me"})).unwrap();
+        let same = PublicKey::read(pkcs8.as_bytes()).unwrap();
+        assert_eq!(read.public.id, same[0].id);
+        assert_eq!(verify(&same, &token).unwrap(), json!({"sub": "me"}));
     }
 
     #[test]
