@@ -185,6 +185,7 @@ impl Connection {
         let mut request = request(Method::PATCH, path, Some(body))?;
         let value = http::HeaderValue::from_static(media);
         request.headers_mut().insert("content-type", value);
+        self.sender.ready().await?;
         let answer = self.sender.send_request(request).await?;
         let status = answer.status();
         let bytes = answer.into_body().collect().await?.to_bytes();
@@ -201,6 +202,8 @@ impl Connection {
         path: &str,
         body: Option<Bytes>,
     ) -> Result<(StatusCode, Incoming)> {
+        // The connection's task may not have seen yet that the last answer is read.
+        self.sender.ready().await?;
         let answer = self
             .sender
             .send_request(request(method, path, body)?)

@@ -25,6 +25,7 @@ impl Unit {
         match self {
             Unit::Seconds if value < 1.0 => format!("{:.0} ms", value * 1000.0),
             Unit::Seconds => format!("{value:.1} s"),
+            Unit::Bytes if value < 1e5 => format!("{:.1} KB", value / 1000.0),
             Unit::Bytes => format!("{:.1} MB", value / 1e6),
             Unit::PerSecond if value >= 1000.0 => format!("{:.2} k/s", value / 1000.0),
             Unit::PerSecond => format!("{value:.0} /s"),
