@@ -22,6 +22,7 @@ use crate::authn::token_api::Issuer;
 use crate::authn::{Anonymous, Authenticator};
 use crate::authz::{Authorizer, Union, escalation::Escalation, rbac::Rbac};
 use crate::config::Config;
+use crate::flowcontrol::{self, FlowControl};
 use crate::registry::Registry;
 use crate::registry::table::Table;
 use crate::server::health::Health;
@@ -111,7 +112,7 @@ pub async fn start(config: &Config) -> Result<Running> {
             address: advertised.to_string(),
         },
         openapi: crate::openapi::Documents::default(),
-        in_flight: tokio::sync::Semaphore::new(crate::server::MAX_IN_FLIGHT),
+        flow_control: FlowControl::new(config),
         kubelets: kubelet::Kubelets::new(config)?,
         definitions: definitions.clone(),
         registry,
@@ -324,6 +325,10 @@ fn post_start(config: &Config, advertised: SocketAddr) -> Vec<Hook> {
     hooks.push(Hook::new(
         "start-service-ip-repair-controllers",
         |server| async move { crate::services::repair::repair(&server.registry).await },
+    ));
+    hooks.push(Hook::new(
+        "priority-and-fairness-config-producer",
+        flowcontrol::start,
     ));
     hooks.push(Hook::new(
         "kube-apiserver-autoregistration",

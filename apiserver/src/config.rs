@@ -219,6 +219,16 @@ pub struct Config {
     /// Take up changes of that file while running
     #[arg(long)]
     pub encryption_provider_config_automatic_reload: bool,
+    /// Share out what is answered at a time by priority levels and flows
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub enable_priority_and_fairness: bool,
+    /// With the next one, how many requests are answered at a time; without priority and fairness, how many that change
+    /// nothing, and 0 is no limit
+    #[arg(long, default_value_t = 400)]
+    pub max_requests_inflight: usize,
+    /// Added to the one before; without priority and fairness, how many requests that change something
+    #[arg(long, default_value_t = 200)]
+    pub max_mutating_requests_inflight: usize,
     /// How long events are kept
     #[arg(long, default_value = "1h", value_parser = duration)]
     pub event_ttl: Duration,

@@ -26,6 +26,7 @@ pub mod discovery;
 pub mod encryption;
 pub mod endpoints;
 pub mod fields;
+pub mod flowcontrol;
 pub mod kubelet;
 pub mod negotiate;
 pub mod node_metrics;

@@ -153,6 +153,17 @@ impl WatchCache {
         }
     }
 
+    /// How many objects there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.state.read().len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The revision of the last change to this resource, for whoever derives something from its objects.
     #[must_use]
     pub fn last_change(&self) -> u64 {

@@ -90,6 +90,10 @@ impl State {
         self.objects.get(key).cloned()
     }
 
+    pub fn len(&self) -> usize {
+        self.objects.len()
+    }
+
     pub fn last_change(&self) -> u64 {
         self.last_change
     }

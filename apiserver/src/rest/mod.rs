@@ -31,6 +31,7 @@ use crate::authn::impersonation::impersonate;
 use crate::authn::x509::CertificateUser;
 use crate::authz::{self, Attributes, Decision};
 use crate::body::Reply;
+use crate::flowcontrol::work;
 use crate::negotiate::Accept;
 use crate::query::Query;
 use crate::registry::table::Served;
@@ -171,25 +172,40 @@ impl Answering<'_> {
 
     async fn answer(&self, query: Query, request: Request<Incoming>) -> Result<Reply> {
         let (server, info) = (self.server, self.info);
-        let headers = request.headers();
-        let user = self.user(headers).await?;
+        let user = self.user(request.headers()).await?;
+        // What stays open for long cannot take its turn, but for a watch's beginning.
+        if info.is_long_running() && info.verb != "watch" {
+            return self.serve(user, query, request).await;
+        }
+        let width = || work::width(&server.registry, info, &query);
+        let (classified, permit) = server.flow_control.turn(&user, info, width).await;
+        let accept = Accept::of_failure(request.headers());
+        let answered = match permit {
+            Ok(_held) => self.serve(user, query, request).await,
+            Err(refused) => Err(refused),
+        };
+        let mut reply = answered.unwrap_or_else(|status| respond::failure(&status, accept));
+        classified.mark(reply.headers_mut());
+        Ok(reply)
+    }
+
+    async fn serve(
+        &self,
+        user: Arc<UserInfo>,
+        query: Query,
+        request: Request<Incoming>,
+    ) -> Result<Reply> {
+        let (server, info) = (self.server, self.info);
         // As Kubernetes' --authorization-always-allow-paths: probes come before roles do.
         if info.is_resource || !Health::is_path(&info.path) {
             self.authorize(&user).await?;
         }
-        let _permit = if info.is_long_running() {
-            None
-        } else {
-            let busy =
-                || Status::too_many_requests("too many requests, please try again later.", 1);
-            Some(server.in_flight.try_acquire().map_err(|_| busy())?)
-        };
         let exchange = Exchange {
             server: server.clone(),
             query,
             user,
             method: request.method().clone(),
-            headers: headers.clone(),
+            headers: request.headers().clone(),
             peer: self.connection.peer,
             info: info.clone(),
         };

@@ -34,7 +34,11 @@ impl Server {
         match path.trim_end_matches('/') {
             "/version" => json(&version()),
             crate::store::command::PATH => Ok(self.backup()),
-            "/metrics" => Ok(text(StatusCode::OK, self.metrics.render())),
+            "/metrics" => {
+                let mut metrics = self.metrics.render();
+                self.flow_control.render(&mut metrics);
+                Ok(text(StatusCode::OK, metrics))
+            }
             "/.well-known/openid-configuration" | "/openid/v1/jwks" => {
                 let value = self.token_keys(path).ok_or_else(Status::unknown_path)?;
                 Ok(published(path, &value))

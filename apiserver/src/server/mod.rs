@@ -23,9 +23,6 @@ use crate::registry::Registry;
 use health::Health;
 use metrics::Metrics;
 
-/// How many requests, watches and the like aside, are answered at a time.
-pub const MAX_IN_FLIGHT: usize = 2000;
-
 /// Everything that a request may need.
 pub struct Server {
     pub registry: Arc<Registry>,
@@ -41,12 +38,12 @@ pub struct Server {
     pub kubelets: crate::kubelet::Kubelets,
     /// What users define.
     pub definitions: Arc<crate::crd::Controller>,
-    /// One permit per request that is being answered, so that a flood is refused instead of filling memory.
-    pub in_flight: tokio::sync::Semaphore,
     /// The store as it is, which backups are made of: what is sealed stays so.
     pub kept: Arc<dyn Store>,
     /// What has something left to do in the store when the server stops.
     pub background: TaskTracker,
+    /// Whose turn it is to be answered, so that a flood waits or is refused instead of filling memory.
+    pub flow_control: crate::flowcontrol::FlowControl,
     /// Cancelled when the server is to stop: watches end, connections drain.
     pub shutdown: CancellationToken,
 }

@@ -446,3 +446,63 @@ async fn an_update_without_a_change_seals_anew() {
     assert_eq!(before, after);
     assert_eq!(api.get(path).await.ok()["data"]["k"], "dg==");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_are_classified() {
+    const FLOW: &str = "/apis/flowcontrol.apiserver.k8s.io/v1";
+    let api = Api::start().await;
+    let level = json!({"metadata": {"name": "test"}, "spec": {"type": "Limited", "limited": {
+        "nominalConcurrencyShares": 1, "limitResponse": {"type": "Reject"}}}});
+    let level = api
+        .post(&format!("{FLOW}/prioritylevelconfigurations"), &level)
+        .await
+        .ok();
+    let schema = json!({"metadata": {"name": "test"}, "spec": {
+        "matchingPrecedence": 1000, "priorityLevelConfiguration": {"name": "test"},
+        "distinguisherMethod": {"type": "ByUser"},
+        "rules": [{"subjects": [{"kind": "User", "user": {"name": "noxu"}}],
+            "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}]}]}});
+    let schema = api.post(&format!("{FLOW}/flowschemas"), &schema).await.ok();
+    let wait = async {
+        let mut watch = api
+            .watch(&format!(
+                "{FLOW}/flowschemas?watch=1&fieldSelector=metadata.name%3Dtest"
+            ))
+            .await;
+        loop {
+            let event = watch.next().await.unwrap();
+            if event["object"]["status"]["conditions"][0]["status"] == "False" {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait)
+        .await
+        .expect("the schema is taken");
+    let ask = |name: &'static str| {
+        let api = &api;
+        async move {
+            let headers = [("impersonate-user", name)];
+            api.send(Method::GET, "/version", &headers, Bytes::new())
+                .await
+                .headers
+        }
+    };
+    let known = ask("noxu").await;
+    assert_eq!(
+        known["x-kubernetes-pf-flowschema-uid"],
+        schema["metadata"]["uid"].as_str().unwrap()
+    );
+    assert_eq!(
+        known["x-kubernetes-pf-prioritylevel-uid"],
+        level["metadata"]["uid"].as_str().unwrap()
+    );
+    let other = ask("foo").await;
+    assert!(!other["x-kubernetes-pf-flowschema-uid"].is_empty());
+    assert_ne!(
+        other["x-kubernetes-pf-flowschema-uid"],
+        known["x-kubernetes-pf-flowschema-uid"]
+    );
+    let metrics = String::from_utf8(api.get("/metrics").await.bytes.to_vec()).unwrap();
+    assert!(metrics.contains("apiserver_flowcontrol_nominal_limit_seats{priority_level=\"test\"}"));
+}
