@@ -11,6 +11,8 @@ pub use strategic::strategic_merge;
 
 /// As many operations may be in one JSON patch.
 pub const MAX_JSON_PATCH_OPERATIONS: usize = 10_000;
+/// As many bytes may all copies of one JSON patch come to: each could double what is there.
+const MAX_COPIED: usize = 3 << 20;
 
 /// Applies a JSON patch (RFC 6902): malformed ones are a bad request, ones that do not apply are unprocessable.
 pub fn json_patch(document: &mut Value, patch: &Value) -> Result<()> {
@@ -23,7 +25,43 @@ pub fn json_patch(document: &mut Value, patch: &Value) -> Result<()> {
             operations.len()
         )));
     }
-    json_patch::patch(document, &operations).map_err(|e| unprocessable(&e.to_string()))
+    let mut copied = 0;
+    for (index, operation) in operations.iter().enumerate() {
+        if let json_patch::PatchOperation::Copy(copy) = operation {
+            copied += document.pointer(copy.from.as_str()).map_or(0, size);
+            if copied > MAX_COPIED {
+                return Err(Status::too_large(format!(
+                    "Unable to complete the copy, the accumulated size increase of copy is {copied}, exceeding the limit \
+                     {MAX_COPIED}"
+                )));
+            }
+        }
+        // Nothing is undone: the library fails in that where a move has replaced the whole.
+        json_patch::patch_unsafe(document, std::slice::from_ref(operation)).map_err(|mut e| {
+            e.operation = index;
+            unprocessable(&e.to_string())
+        })?;
+    }
+    Ok(())
+}
+
+/// How long a value is as JSON.
+fn size(value: &Value) -> usize {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // Counting cannot fail, nor can a value whose keys are strings.
+    let _ = serde_json::to_writer(&mut count, value);
+    count.0
 }
 
 /// Applies a JSON merge patch (RFC 7386).
@@ -68,6 +106,18 @@ mod tests {
                 "{patch}"
             );
         }
+        // What the library cannot undo.
+        let moved =
+            json!([{"op": "move", "from": "/a/b", "path": ""}, {"op": "remove", "path": "/zz"}]);
+        let refused = json_patch(&mut document.clone(), &moved).unwrap_err();
+        assert_eq!(refused.code, 422);
+        let why = &refused.details.unwrap().causes[0].message;
+        assert!(why.contains("operation '/1'"), "{why}");
+        let doubling: Vec<Value> = (0..60)
+            .map(|n| json!({"op": "copy", "from": "", "path": format!("/copy{n}")}))
+            .collect();
+        let refused = json_patch(&mut document.clone(), &doubling.into()).unwrap_err();
+        assert_eq!(refused.code, 413, "{refused}");
         let many = Value::Array(vec![
             json!({"op": "remove", "path": "/a"});
             MAX_JSON_PATCH_OPERATIONS + 1
