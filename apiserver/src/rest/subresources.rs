@@ -42,13 +42,9 @@ pub async fn handle(
     if !subresource.verbs.iter().any(|verb| *verb == info.verb) {
         return Err(Status::method_not_allowed());
     }
-    let created = |document_: Value| -> Result<Reply> {
-        Ok(document(
-            StatusCode::CREATED,
-            &document_,
-            Accept::read(&exchange.headers, &exchange.query)?,
-        ))
-    };
+    // Whoever takes no form of the answer is told so before anything happens.
+    let accept = Accept::read(&exchange.headers, &exchange.query)?;
+    let created = |answer: Value| Ok(document(StatusCode::CREATED, &answer, accept));
     match info.subresource.as_str() {
         // The object itself, of which a write changes only a part.
         "status" | "finalize" | "approval" | "resize" | "ephemeralcontainers" => {
