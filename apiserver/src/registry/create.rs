@@ -172,6 +172,8 @@ impl Registry {
 
     /// The stored form, in the version that is stored.
     pub(super) async fn encode(&self, served: &Served, object: &Value) -> Result<Encoded> {
+        // Notes of who owns which field nest as deeply as what they are about, and deeper.
+        decode::check_depth(object)?;
         if let Some(versions) = &served.storage.versions {
             return Ok(Encoded {
                 stored: codec::encode(&versions.write(object.clone()).await?),

@@ -9,6 +9,10 @@ use serde_json::{Map, Value};
 
 use super::table::Served;
 
+/// How deep an object can nest. What reads JSON here and in many clients stops at 127, and lists, reviews and events are a
+/// few levels around the object.
+const DEEPEST: usize = 120;
+
 /// What to do with fields that the schema does not know, or that appear twice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum FieldValidation {
@@ -199,6 +203,31 @@ impl Misfit {
     }
 }
 
+/// Refuses what could not be read again.
+pub fn check_depth(value: &Value) -> Result<()> {
+    match is_deeper(value, DEEPEST) {
+        true => Err(Status::bad_request("json: exceeded max depth")),
+        false => Ok(()),
+    }
+}
+
+/// Whether a value nests more deeply than that, without going there by recursion.
+fn is_deeper(value: &Value, depth: usize) -> bool {
+    let mut pending = vec![(value, 1)];
+    while let Some((value, at)) = pending.pop() {
+        let is_container = value.is_object() || value.is_array();
+        if is_container && at > depth {
+            return true;
+        }
+        match value {
+            Value::Object(fields) => pending.extend(fields.values().map(|inner| (inner, at + 1))),
+            Value::Array(items) => pending.extend(items.iter().map(|inner| (inner, at + 1))),
+            _ => {}
+        }
+    }
+    false
+}
+
 /// Why a document that is none can have no kind.
 fn no_object(value: &Value) -> String {
     let found = match value {
@@ -220,10 +249,11 @@ fn fit(resource: &Resource, parsed: Parsed) -> std::result::Result<(Value, Vec<S
         mut value,
         duplicates: mut told,
     } = parsed;
-    // A patch can replace the whole.
+    // A patch can replace the whole, or nest it as deeply as it likes.
     if !value.is_object() {
         return Err(Misfit::Type(no_object(&value)));
     }
+    check_depth(&value).map_err(Misfit::Refused)?;
     check_kind(resource, &mut value).map_err(Misfit::Refused)?;
     keep_reset(&mut value);
     resource.schema.conform(&mut value).map_err(Misfit::Type)?;
@@ -318,6 +348,18 @@ pub fn convert(object: Value, to: &Resource) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_can_be_read_is_not_too_deep() {
+        for (depth, wanted) in [(1, true), (120, true), (128, false), (5000, false)] {
+            let nested = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+            assert_eq!(decode_json(nested.as_bytes()).is_ok(), wanted, "{depth}");
+            let value = (1..depth).fold(Value::Array(Vec::new()), |inner, _| {
+                Value::Array(vec![inner])
+            });
+            assert_eq!(check_depth(&value).is_ok(), wanted, "{depth}");
+        }
+    }
 
     #[test]
     fn duplicates_and_errors() {

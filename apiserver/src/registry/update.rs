@@ -129,11 +129,24 @@ impl Registry {
             _ => None,
         };
         keep_times(&mut object, old);
-        let Encoded { stored, shown } = self.encode(target.served, &object).await?;
+        let written = self.put(target, current, &object, call.dry_run).await;
+        let kept = matches!(written, Ok(Ok(_))) && !call.dry_run;
+        self.settle(reservation, kept).await;
+        written
+    }
+
+    /// Writes an object in the place of what is there.
+    async fn put(
+        &self,
+        target: Target<'_>,
+        current: &Current,
+        object: &Value,
+        dry_run: bool,
+    ) -> Result<std::result::Result<Written, Option<Box<KeyValue>>>> {
+        let Encoded { stored, shown } = self.encode(target.served, object).await?;
         let same = stored == current.stored && !self.is_stale(target).await?;
-        if call.dry_run || same {
+        if dry_run || same {
             // Nothing to write: the version stays what it was.
-            self.settle(reservation, !call.dry_run).await;
             let object = finished(target, &shown, current.revision)?;
             return Ok(Ok(Written {
                 object,
@@ -150,7 +163,6 @@ impl Registry {
                 self.ttl(target.served),
             )
             .await;
-        self.settle(reservation, put.is_ok()).await;
         match put {
             Ok(revision) => Ok(Ok(Written {
                 object: finished(target, &shown, revision)?,

@@ -267,3 +267,40 @@ async fn names_are_taken_once() {
         .await
         .expect("the name is free again");
 }
+
+#[tokio::test]
+async fn deep_resources_can_be_read_or_are_refused() {
+    let api = Api::start().await;
+    let mut open = definition("widgets", "Widget");
+    open["spec"]["versions"][0]["schema"]["openAPIV3Schema"] =
+        json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    open["spec"]["versions"][0]["subresources"] = json!({});
+    open["spec"]["versions"][0]["selectableFields"] = json!([]);
+    define(&api, &open).await;
+    let (mut taken, mut refused) = (0, 0);
+    for depth in 100..127 {
+        let nested = (0..depth).fold(json!(1), |inner, _| json!({"a": inner}));
+        let name = format!("w{depth}");
+        let made = api.post(WIDGETS, &widget(&name, nested.clone())).await;
+        let read = api.get(&format!("{WIDGETS}/{name}")).await;
+        match made.code {
+            201 => {
+                assert_eq!(read.ok()["spec"], nested, "{depth}");
+                taken += 1;
+            }
+            _ => {
+                made.refused(400, "BadRequest");
+                read.refused(404, "NotFound");
+                refused += 1;
+            }
+        }
+    }
+    assert!(taken > 0 && refused > 0, "{taken} and {refused}");
+    assert_eq!(
+        api.get(WIDGETS).await.ok()["items"]
+            .as_array()
+            .unwrap()
+            .len(),
+        taken
+    );
+}

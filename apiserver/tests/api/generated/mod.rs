@@ -363,18 +363,20 @@ impl Run<'_> {
             .expect("a range");
         let mut traces = Vec::new();
         for kv in now.kvs.iter().filter(|kv| kv.mod_revision > before) {
-            let own = kv.key.starts_with("/registry/leases/")
-                || kv.key.starts_with("/registry/masterleases/");
-            if own
-                || looped.iter().any(|group| kv.key.contains(group))
-                    && self.only_status(kv, before).await
-            {
+            let group = looped.iter().find(|group| kv.key.contains(*group));
+            let own = match group {
+                Some(group) if ends(group) => self.only_status(kv, before).await,
+                Some(_) => true,
+                None => kv.key.starts_with("/registry/leases/"),
+            };
+            if own {
                 continue;
             }
             traces.push(kv.key.to_string());
         }
-        let gone =
-            now.kvs.iter().all(|kv| kv.mod_revision <= before) && !looped.into_iter().any(ends);
+        // An address that was taken and given back is no trace.
+        let then = self.api.store().range(range.at(before)).await;
+        let gone = now.count < then.expect("a range").count && !looped.into_iter().any(ends);
         (gone || !traces.is_empty()).then(|| format!("refused, and yet written: {traces:?}"))
     }
 
