@@ -79,11 +79,16 @@ impl Range {
         }
     }
 
-    /// The same range from `key` on: how the next page is asked for, with the last key of the page before and a zero
-    /// byte after it.
+    /// The same range from `key` on.
     pub fn from_key(mut self, key: impl Into<String>) -> Self {
         self.start = key.into();
         self
+    }
+
+    /// The same range from the first key after `key` on: how the next page is asked for, with the last key of the one
+    /// before.
+    pub fn after(self, key: &str) -> Self {
+        self.from_key(format!("{key}\0"))
     }
 
     pub fn limit(mut self, limit: usize) -> Self {

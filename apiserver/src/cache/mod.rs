@@ -308,7 +308,7 @@ impl WatchCache {
             );
             match page.kvs.last() {
                 Some(last) if page.more => {
-                    range = range.at(page.revision).from_key(format!("{}\0", last.key));
+                    range = range.at(page.revision).after(&last.key);
                 }
                 _ => return Ok((objects, page.revision)),
             }

@@ -143,7 +143,7 @@ async fn produce(store: &dyn Store, writer: &mut Writer, sender: &Sender) -> Res
             .await?;
         }
         match page.kvs.last() {
-            Some(last) if page.more => names = names.from_key(format!("{}\0", last.key)),
+            Some(last) if page.more => names = names.after(&last.key),
             _ => return send(sender, writer.end()).await,
         }
     }
