@@ -10,7 +10,7 @@ use storage::backup::{self, BUMP, RestoreOptions};
 use storage::{Error, Expect, Range};
 
 use crate::engines::Engine;
-use crate::soon;
+use crate::{news, soon};
 
 promises!(
     restores_what_was_backed_up,
@@ -149,15 +149,7 @@ async fn revisions_go_on_behind_a_restore(mut engine: Engine) {
         .unwrap();
     let next = put(&engine, "/registry/a", "new").await;
     assert!(next > restored.revision);
-    let batch = soon(async {
-        loop {
-            let batch = watch.next().await.unwrap().unwrap();
-            if !batch.events.is_empty() {
-                return batch;
-            }
-        }
-    })
-    .await;
+    let batch = news(&mut watch).await;
     assert_eq!(batch.events[0].revision(), next);
     assert_eq!(
         batch.events[0].prev_kv.as_ref().unwrap().mod_revision,
@@ -202,15 +194,7 @@ async fn times_to_live_go_on(mut engine: Engine) {
         .watch("/registry/", restored.revision + 1)
         .await
         .unwrap();
-    let batch = soon(async {
-        loop {
-            let batch = watch.next().await.unwrap().unwrap();
-            if !batch.events.is_empty() {
-                return batch;
-            }
-        }
-    })
-    .await;
+    let batch = news(&mut watch).await;
     assert_eq!(&*batch.events[0].kv.key, "/registry/event");
     assert_eq!(batch.events[0].kind, storage::EventKind::Delete);
 }

@@ -14,6 +14,19 @@ pub async fn soon<T>(what: impl Future<Output = T>) -> T {
         .expect("this should have happened by now")
 }
 
+/// The next batch of a watch that has changes in it.
+pub async fn news(watch: &mut storage::Watch) -> storage::Batch {
+    soon(async {
+        loop {
+            let batch = watch.next().await.unwrap().unwrap();
+            if !batch.events.is_empty() {
+                return batch;
+            }
+        }
+    })
+    .await
+}
+
 /// One test per engine for each promise.
 macro_rules! promises {
     ($($promise:ident),* $(,)?) => {

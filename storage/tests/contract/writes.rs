@@ -141,15 +141,7 @@ async fn keys_expire(engine: Engine) {
         .watch("/short", store.current_revision().await.unwrap() + 1)
         .await
         .unwrap();
-    let batch = crate::soon(async {
-        loop {
-            let batch = watch.next().await.unwrap().unwrap();
-            if !batch.events.is_empty() {
-                return batch;
-            }
-        }
-    })
-    .await;
+    let batch = crate::news(&mut watch).await;
     assert!(
         started.elapsed() >= ttl,
         "gone after {:?}",

@@ -152,34 +152,18 @@ impl Api {
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
-        self.send(
-            Method::POST,
-            path,
-            &[("content-type", "application/json")],
-            body.to_string().into(),
-        )
-        .await
+        self.send_document(Method::POST, path, "application/json", body)
+            .await
     }
 
     pub async fn put(&self, path: &str, body: &Value) -> Answer {
-        self.send(
-            Method::PUT,
-            path,
-            &[("content-type", "application/json")],
-            body.to_string().into(),
-        )
-        .await
+        self.send_document(Method::PUT, path, "application/json", body)
+            .await
     }
 
     pub async fn patch(&self, path: &str, kind: &str, body: &Value) -> Answer {
         let media = format!("application/{kind}-patch+json");
-        self.send(
-            Method::PATCH,
-            path,
-            &[("content-type", &media)],
-            body.to_string().into(),
-        )
-        .await
+        self.send_document(Method::PATCH, path, &media, body).await
     }
 
     pub async fn delete(&self, path: &str) -> Answer {
@@ -187,13 +171,20 @@ impl Api {
     }
 
     pub async fn delete_with(&self, path: &str, options: &Value) -> Answer {
-        self.send(
-            Method::DELETE,
-            path,
-            &[("content-type", "application/json")],
-            options.to_string().into(),
-        )
-        .await
+        self.send_document(Method::DELETE, path, "application/json", options)
+            .await
+    }
+
+    async fn send_document(
+        &self,
+        method: Method,
+        path: &str,
+        media: &str,
+        document: &Value,
+    ) -> Answer {
+        let headers = [("content-type", media)];
+        self.send(method, path, &headers, document.to_string().into())
+            .await
     }
 
     /// A request as the administrator.
