@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{Object, Selection};
 
@@ -14,6 +14,9 @@ const RECENT_CHANGES: usize = 1024;
 const RECENT_BYTES: usize = 2 << 20;
 /// How many changes a watcher may be behind before it is cut off.
 const WATCHER_BUFFER: usize = 4096;
+/// The same in bytes of large objects. As many small ones as the buffer takes have no more, and are not weighed.
+const WATCHER_BYTES: u32 = 32 << 20;
+const LIGHT: u32 = WATCHER_BYTES / WATCHER_BUFFER as u32;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChangeKind {
@@ -23,11 +26,23 @@ pub enum ChangeKind {
 }
 
 /// A change as one watcher sees it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Change {
     pub kind: ChangeKind,
     /// For `Deleted`: the last state, at the revision of the change.
     pub object: Arc<Object>,
+    /// What it takes of the watcher's room until it is on its way.
+    weight: Option<OwnedSemaphorePermit>,
+}
+
+impl Change {
+    fn new(kind: ChangeKind, object: Arc<Object>) -> Self {
+        Self {
+            kind,
+            object,
+            weight: None,
+        }
+    }
 }
 
 /// A change of the resource, before any selection.
@@ -42,6 +57,24 @@ struct Watcher {
     /// It knows everything up to this revision, which may be more than the cache does: it heard it from another server.
     after: u64,
     sender: mpsc::Sender<Change>,
+    /// Bytes of large objects that its buffer still has room for.
+    room: Arc<Semaphore>,
+}
+
+impl Watcher {
+    /// False if the watcher is gone, or too far behind.
+    fn send(&self, mut change: Change) -> bool {
+        // One that is larger than all room is sent when no other large one waits.
+        let bytes = u32::try_from(change.object.bytes.len())
+            .map_or(WATCHER_BYTES, |bytes| bytes.min(WATCHER_BYTES));
+        if bytes > LIGHT {
+            let Ok(weight) = self.room.clone().try_acquire_many_owned(bytes) else {
+                return false;
+            };
+            change.weight = Some(weight);
+        }
+        self.sender.try_send(change).is_ok()
+    }
 }
 
 /// A list at one revision.
@@ -189,7 +222,7 @@ impl State {
                 &watcher.selection,
             );
             match seen {
-                Some(seen) => watcher.sender.try_send(seen).is_ok(),
+                Some(seen) => watcher.send(seen),
                 None => true,
             }
         });
@@ -222,10 +255,7 @@ impl State {
         };
         let initial = objects
             .into_iter()
-            .map(|object| Change {
-                kind: ChangeKind::Added,
-                object,
-            })
+            .map(|object| Change::new(ChangeKind::Added, object))
             .collect();
         self.join(selection, initial, reached, self.position)
     }
@@ -264,6 +294,7 @@ impl State {
                 selection,
                 after,
                 sender,
+                room: Arc::new(Semaphore::new(WATCHER_BYTES as usize)),
             });
         }
         Subscription {
@@ -285,18 +316,12 @@ pub(super) fn transition(
     let now = current.filter(|object| selection.matches(object));
     let before = previous.filter(|object| selection.matches(object));
     match (now, before) {
-        (Some(object), None) => Some(Change {
-            kind: ChangeKind::Added,
-            object: object.clone(),
-        }),
-        (Some(object), Some(_)) => Some(Change {
-            kind: ChangeKind::Modified,
-            object: object.clone(),
-        }),
-        (None, Some(object)) => Some(Change {
-            kind: ChangeKind::Deleted,
-            object: Arc::new(object.moved_to(revision)),
-        }),
+        (Some(object), None) => Some(Change::new(ChangeKind::Added, object.clone())),
+        (Some(object), Some(_)) => Some(Change::new(ChangeKind::Modified, object.clone())),
+        (None, Some(object)) => {
+            let last = Arc::new(object.moved_to(revision));
+            Some(Change::new(ChangeKind::Deleted, last))
+        }
         (None, None) => None,
     }
 }
@@ -376,6 +401,29 @@ mod tests {
         }
         let expected = [(ChangeKind::Modified, 4), (ChangeKind::Modified, 5)];
         assert_eq!(drain(&mut ahead), expected);
+    }
+
+    #[test]
+    fn large_objects_are_weighed_while_they_wait() {
+        let mut state = State::default();
+        state.reset(vec![], 1);
+        let mut reads = state.subscribe(Selection::default(), false, 1);
+        let slow = state.subscribe(Selection::default(), false, 1);
+        let large = "x".repeat(1 << 20);
+        let mut seen = 0;
+        for revision in 2..100 {
+            state.apply(
+                vec![("ns/a", pod("a", &large, revision), revision)],
+                revision,
+            );
+            while reads.receiver.try_recv().is_ok() {
+                seen += 1;
+            }
+        }
+        assert_eq!((seen, state.watchers.len()), (98, 1));
+        assert!(slow.receiver.is_closed() && slow.receiver.len() < 32);
+        let room = state.watchers[0].room.available_permits();
+        assert_eq!(room, WATCHER_BYTES as usize);
     }
 
     #[test]

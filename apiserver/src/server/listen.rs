@@ -1,8 +1,12 @@
 //! Sockets: accept, TLS, HTTP/1.1 or HTTP/2, and the end of it all.
+//!
+//! Whoever connects has to get to the point: a handshake, a first request and a request's head each have their time, and
+//! there are no more connections than leave descriptors for the server's own needs.
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use apimachinery::status::Status;
@@ -12,7 +16,9 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
@@ -24,6 +30,9 @@ use crate::rest::{self, Connection, respond};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection may stand open without a request ever: TLS alone does not say who it is, and HTTP/2 clients
+/// connect when they have something to ask.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// How long open requests may go on once the server stops.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -38,8 +47,10 @@ pub async fn serve(
 ) {
     let acceptor = TlsAcceptor::from(tls);
     let connections = TaskTracker::new();
+    let room = Arc::new(Semaphore::new(most_connections()));
     for listener in listeners {
         let (server, acceptor, tracker) = (server.clone(), acceptor.clone(), connections.clone());
+        let room = room.clone();
         connections.spawn(async move {
             loop {
                 let accepted = tokio::select! {
@@ -48,8 +59,13 @@ pub async fn serve(
                 };
                 match accepted {
                     Ok((stream, peer)) => {
+                        let Ok(place) = room.clone().try_acquire_owned() else {
+                            // Closed at once: to let it wait would keep everybody behind it waiting too.
+                            tracing::debug!(%peer, "too many connections");
+                            continue;
+                        };
                         let (server, acceptor) = (server.clone(), acceptor.clone());
-                        tracker.spawn(connection(server, acceptor, stream, peer));
+                        tracker.spawn(connection(server, acceptor, stream, peer, place));
                     }
                     Err(error) => {
                         // Out of descriptors, most likely: give those that are open time to close.
@@ -70,11 +86,24 @@ pub async fn serve(
     }
 }
 
+/// Takes all descriptors that the system allows, and keeps a quarter for files, the store and calls to others.
+fn most_connections() -> usize {
+    let allowed = match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((_, hard)) if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() => hard,
+        Ok((soft, _)) => soft,
+        Err(_) => 1024,
+    };
+    let allowed = usize::try_from(allowed).unwrap_or(usize::MAX);
+    (allowed / 4 * 3).clamp(1, Semaphore::MAX_PERMITS)
+}
+
+/// Serves one connection; its place is free again when it ends.
 async fn connection(
     server: Arc<Server>,
     acceptor: TlsAcceptor,
     stream: TcpStream,
     peer: std::net::SocketAddr,
+    _place: OwnedSemaphorePermit,
 ) {
     // Answers are written in one piece; waiting for more only adds latency.
     let _ = stream.set_nodelay(true);
@@ -95,9 +124,11 @@ async fn connection(
         front_proxy: roles.front_proxy,
         peer: Some(peer),
     });
+    let asked = Arc::new(AtomicBool::new(false));
     let service = {
-        let server = server.clone();
+        let (server, asked) = (server.clone(), asked.clone());
         service_fn(move |request| {
+            asked.store(true, Ordering::Relaxed);
             let (server, connection) = (server.clone(), connection.clone());
             async move { Ok::<_, Infallible>(guarded(server, connection, request).await) }
         })
@@ -115,8 +146,15 @@ async fn connection(
         .max_header_list_size(64 * 1024);
     let serving = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
     tokio::pin!(serving);
+    let silent = async {
+        tokio::time::sleep(FIRST_REQUEST_TIMEOUT).await;
+        if asked.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    };
     let result = tokio::select! {
         result = serving.as_mut() => result,
+        () = silent => return tracing::debug!(%peer, "no request came"),
         () = server.shutdown.cancelled() => {
             serving.as_mut().graceful_shutdown();
             match tokio::time::timeout(DRAIN, serving).await {

@@ -11,6 +11,7 @@ mod custom_resources;
 mod endpoints;
 mod field_validation;
 mod generated;
+mod hostile;
 mod managed_fields;
 mod objects;
 mod protobuf;
