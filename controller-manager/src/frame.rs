@@ -25,6 +25,8 @@ pub struct Settings {
     pub node_monitor_grace_period: Duration,
     pub terminated_pod_gc_threshold: usize,
     pub autoscaling: crate::podautoscaler::Options,
+    /// `None` when nobody signs certificates here.
+    pub signing: Option<crate::certificates::sign::Signing>,
 }
 
 /// What every controller is given.

@@ -8,10 +8,11 @@ use k8s_openapi::api::apps::v1::{
 };
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Container, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
-    ReplicationController, ResourceQuota, Service, ServiceAccount,
+    ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::ClusterRole;
@@ -69,6 +70,11 @@ informers! {
     stateful_sets: StatefulSet = |b| b.trim(|s| trim_applied(&mut s.metadata)), |c, ns| Api::namespaced(c, ns);
     services: Service = |b| b.trim(|s| trim_applied(&mut s.metadata)), |c, ns| Api::namespaced(c, ns);
     service_accounts: ServiceAccount = |b| b.fields("metadata.name=default"), |c, ns| Api::namespaced(c, ns);
+    signing_requests: CertificateSigningRequest = |b| b, |c, _| Api::all(c);
+    /// Secrets, only those of bootstrap tokens.
+    bootstrap_tokens: Secret = |b| b.fields("type=bootstrap.kubernetes.io/token,metadata.namespace=kube-system"), |c, ns| Api::namespaced(c, ns);
+    /// Only `kube-public/cluster-info`.
+    cluster_info: ConfigMap = |b| b.fields("metadata.name=cluster-info,metadata.namespace=kube-public"), |c, ns| Api::namespaced(c, ns);
     /// Only those named `kube-root-ca.crt`.
     root_ca_maps: ConfigMap = |b| b.fields("metadata.name=kube-root-ca.crt"), |c, ns| Api::namespaced(c, ns);
     endpoints: Endpoints = |b| b.trim(|e| trim_applied(&mut e.metadata)), |c, ns| Api::namespaced(c, ns);

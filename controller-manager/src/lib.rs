@@ -19,6 +19,8 @@ pub mod meta;
 pub mod ownership;
 pub mod pods;
 
+pub mod bootstrap;
+pub mod certificates;
 pub mod clusterroleaggregation;
 pub mod daemonset;
 pub mod deployment;
@@ -51,6 +53,18 @@ type Start = fn(Arc<Context>, CancellationToken) -> BoxFuture<'static, ()>;
 
 /// Every controller by the name that `--controllers` knows it by; names are those of Kubernetes.
 pub const CONTROLLERS: &[(&str, Start)] = &[
+    ("bootstrap-signer-controller", |c, t| {
+        Box::pin(bootstrap::sign::run(c, t))
+    }),
+    ("certificatesigningrequest-approving-controller", |c, t| {
+        Box::pin(certificates::approve::run(c, t))
+    }),
+    ("certificatesigningrequest-cleaner-controller", |c, t| {
+        Box::pin(certificates::clean::run(c, t))
+    }),
+    ("certificatesigningrequest-signing-controller", |c, t| {
+        Box::pin(certificates::sign::run(c, t))
+    }),
     ("clusterrole-aggregation-controller", |c, t| {
         Box::pin(clusterroleaggregation::run(c, t))
     }),
@@ -110,22 +124,40 @@ pub const CONTROLLERS: &[(&str, Start)] = &[
     ("taint-eviction-controller", |c, t| {
         Box::pin(tainteviction::run(c, t))
     }),
+    ("token-cleaner-controller", |c, t| {
+        Box::pin(bootstrap::clean::run(c, t))
+    }),
     ("ttl-after-finished-controller", |c, t| {
         Box::pin(ttlafterfinished::run(c, t))
     }),
+];
+
+/// Those that `*` leaves out.
+const OFF_BY_DEFAULT: [&str; 2] = ["bootstrap-signer-controller", "token-cleaner-controller"];
+
+/// Names of earlier Kubernetes releases that are not the new ones without their ending.
+const ALIASES: [(&str, &str); 5] = [
+    ("bootstrapsigner", "bootstrap-signer-controller"),
+    (
+        "csrapproving",
+        "certificatesigningrequest-approving-controller",
+    ),
+    ("csrcleaner", "certificatesigningrequest-cleaner-controller"),
+    ("csrsigning", "certificatesigningrequest-signing-controller"),
+    ("tokencleaner", "token-cleaner-controller"),
 ];
 
 /// Whether `--controllers` switches `name` on: `name`, unless `-name`, else `*`. The short names of earlier
 /// Kubernetes releases (`deployment`) are understood too.
 pub fn enabled(name: &str, selection: &[String]) -> bool {
     let short = name.trim_end_matches("-controller");
+    let means = |given: &str| given == name || given == short || ALIASES.contains(&(given, name));
     let chosen = |prefix: &str| {
-        selection.iter().any(|s| {
-            s.strip_prefix(prefix)
-                .is_some_and(|n| n == name || n == short)
-        })
+        let mut given = selection.iter().filter_map(|s| s.strip_prefix(prefix));
+        given.any(means)
     };
-    !chosen("-") && (chosen("") || selection.iter().any(|s| s == "*"))
+    let all = selection.iter().any(|s| s == "*") && !OFF_BY_DEFAULT.contains(&name);
+    !chosen("-") && (chosen("") || all)
 }
 
 /// Runs the selected controllers until `token` is cancelled.
@@ -161,6 +193,14 @@ mod tests {
             ),
             (vec!["deployment"], "deployment-controller", true),
             (vec!["deployment"], "replicaset-controller", false),
+            (vec!["*"], "token-cleaner-controller", false),
+            (vec!["*", "tokencleaner"], "token-cleaner-controller", true),
+            (vec!["*", "token-cleaner"], "token-cleaner-controller", true),
+            (
+                vec!["*", "-csrsigning"],
+                "certificatesigningrequest-signing-controller",
+                false,
+            ),
         ] {
             let selection: Vec<String> = selection.into_iter().map(str::to_owned).collect();
             assert_eq!(enabled(name, &selection), want, "{selection:?} {name}");

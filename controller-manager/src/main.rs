@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Parser;
 use client::health::{Health, Transport};
+use controller_manager::certificates::sign::Signing;
 use controller_manager::frame::{Context, Settings};
 
 #[global_allocator]
@@ -44,6 +45,15 @@ struct Flags {
     /// Certificate authority that pods trust the API server by; published to every namespace.
     #[arg(long)]
     root_ca_file: Option<PathBuf>,
+    /// Certificate of the authority that signs certificates for the cluster.
+    #[arg(long, requires = "cluster_signing_key_file")]
+    cluster_signing_cert_file: Option<PathBuf>,
+    /// Key of that authority.
+    #[arg(long, requires = "cluster_signing_cert_file")]
+    cluster_signing_key_file: Option<PathBuf>,
+    /// The longest that signed certificates are valid; a request may ask for less.
+    #[arg(long, default_value = "8760h", value_parser = duration)]
+    cluster_signing_duration: Duration,
     /// How long a node may be silent before it counts as not ready, in seconds (as '50s').
     #[arg(long, default_value = "50s", value_parser = duration)]
     node_monitor_grace_period: Duration,
@@ -96,7 +106,22 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
         ),
         None => None,
     };
+    let signing = flags
+        .cluster_signing_cert_file
+        .zip(flags.cluster_signing_key_file)
+        .map(|(certificate, key)| Signing {
+            certificate,
+            key,
+            duration: flags.cluster_signing_duration,
+        });
+    if let Some(signing) = &signing {
+        // What is wrong with it is to be known now, not with the first request.
+        signing
+            .authority()
+            .map_err(|error| anyhow::anyhow!("--cluster-signing-cert-file: {error}"))?;
+    }
     let settings = Settings {
+        signing,
         cluster_cidr: flags.cluster_cidr.filter(|_| flags.allocate_node_cidrs),
         node_cidr_mask_size: flags.node_cidr_mask_size,
         root_ca,
