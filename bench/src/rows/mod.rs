@@ -4,6 +4,7 @@ mod api;
 mod cluster;
 mod scheduling;
 mod store;
+mod validation;
 mod watchers;
 
 use std::future::Future;
@@ -71,6 +72,16 @@ pub const ROWS: &[Row] = &[
         name: "create",
         about: "create, 32 connections, on both stores",
         run: |s| Box::pin(api::create(s)),
+    },
+    Row {
+        name: "strict",
+        about: "create of an object of 1 MB with strict field validation, dry run",
+        run: |s| Box::pin(validation::strict(s)),
+    },
+    Row {
+        name: "cel",
+        about: "CEL rules of custom resources evaluated a second",
+        run: |s| Box::pin(validation::cel(s)),
     },
     Row {
         name: "schedule",
