@@ -121,6 +121,8 @@ pub async fn start(config: &Config) -> Result<Running> {
         shutdown,
     });
     tokio::spawn(definitions.run(server.shutdown.clone()));
+    let (policies, shutdown) = (server.registry.clone(), server.shutdown.clone());
+    tokio::spawn(admission::policy::status::run(policies, shutdown));
     let serving = tokio::spawn(listen::serve(server.clone(), listeners, tls));
     tokio::spawn(hooks::run(server.clone(), hooks));
     Ok(Running {

@@ -55,7 +55,7 @@ enum Node {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scalar {
+pub enum Scalar {
     String,
     Int32,
     Int64,
@@ -274,6 +274,32 @@ impl<'a> Shape<'a> {
     /// An object, or something else in its place.
     pub fn is_either(self) -> bool {
         matches!(self.node, Node::Either(_))
+    }
+
+    /// The fields that this object lists, with their shapes.
+    pub fn fields(self) -> impl Iterator<Item = (&'a str, Shape<'a>)> {
+        let fields: &[Field] = match self.node {
+            Node::Object(object) => &object.fields,
+            _ => &[],
+        };
+        fields
+            .iter()
+            .map(move |field| (&*field.name, self.at(field.node)))
+    }
+
+    /// The name of this object's type, which is not there for custom resources: `core.v1.PodSpec`.
+    pub fn object_name(self) -> Option<&'a str> {
+        match self.node {
+            Node::Object(object) => Some(&*object.name).filter(|name| !name.is_empty()),
+            _ => None,
+        }
+    }
+
+    pub fn scalar(self) -> Option<Scalar> {
+        match self.node {
+            Node::Scalar(scalar) => Some(*scalar),
+            _ => None,
+        }
     }
 
     /// The type of a scalar as server-side apply names it; `None` for what is no scalar.

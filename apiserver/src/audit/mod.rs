@@ -34,8 +34,14 @@ const MAX_ID: usize = 64;
 const MAX_OBJECT: u64 = 4 << 20;
 
 tokio::task_local! {
-    /// The body of the request that this task answers, for those that are recorded with it.
-    static BODY: RefCell<Option<Bytes>>;
+    /// What is found out on the way about the request that this task answers, if it is recorded.
+    static NOTES: RefCell<Notes>;
+}
+
+#[derive(Default)]
+struct Notes {
+    body: Option<Bytes>,
+    annotations: Vec<(String, String)>,
 }
 
 /// Records requests.
@@ -139,7 +145,17 @@ fn reference(info: &RequestInfo) -> Value {
 /// Remembers the body of the request that is being answered, if it is recorded.
 pub fn note_body(bytes: &Bytes) {
     // Outside a recorded request there is no place for it, which is fine.
-    let _ = BODY.try_with(|body| *body.borrow_mut() = Some(bytes.clone()));
+    let _ = NOTES.try_with(|notes| notes.borrow_mut().body = Some(bytes.clone()));
+}
+
+/// Annotates the event of the request that is being answered, if it is recorded. What stands there stays.
+pub fn annotate(key: &str, value: &str) {
+    let _ = NOTES.try_with(|notes| {
+        let annotations = &mut notes.borrow_mut().annotations;
+        if annotations.iter().all(|(known, _)| known != key) {
+            annotations.push((key.to_owned(), value.to_owned()));
+        }
+    });
 }
 
 /// One request on its way through the server.
@@ -177,20 +193,25 @@ impl Trail {
         self.state.lock().1["annotations"][key] = value.into();
     }
 
-    /// Runs what answers the request, with a place for its body where that is recorded.
+    /// Runs what answers the request, with a place for what is noted of it.
     pub async fn recording<F: Future>(&self, answering: F) -> F::Output {
-        BODY.scope(RefCell::new(None), async {
-            let answer = answering.await;
-            let level = self.state.lock().0.level;
-            if level >= Level::Request {
-                let body = BODY.with(|body| body.borrow_mut().take());
-                if let Some(object) = body.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+        NOTES
+            .scope(RefCell::default(), async {
+                let answer = answering.await;
+                let notes = NOTES.with(|notes| notes.take());
+                for (key, value) in notes.annotations {
+                    self.annotate(&key, &value);
+                }
+                let level = self.state.lock().0.level;
+                if level >= Level::Request
+                    && let Some(bytes) = notes.body
+                    && let Ok(object) = serde_json::from_slice(&bytes)
+                {
                     self.record("requestObject", object);
                 }
-            }
-            answer
-        })
-        .await
+                answer
+            })
+            .await
     }
 
     fn record(&self, key: &str, mut object: Value) {

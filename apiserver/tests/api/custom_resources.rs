@@ -16,7 +16,7 @@ fn schema() -> Value {
     }})
 }
 
-fn definition(plural: &str, kind: &str) -> Value {
+pub fn definition(plural: &str, kind: &str) -> Value {
     json!({
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
         "metadata": {"name": format!("{plural}.example.com")},
@@ -31,7 +31,7 @@ fn definition(plural: &str, kind: &str) -> Value {
 }
 
 /// Creates a definition and waits until it is established.
-async fn define(api: &Api, definition: &Value) -> Value {
+pub async fn define(api: &Api, definition: &Value) -> Value {
     let created = api.post(DEFINITIONS, definition).await.ok();
     let path = format!(
         "{DEFINITIONS}/{}",

@@ -86,15 +86,29 @@ pub fn value<'a>(
     }
 }
 
-/// What each validation says; `None` where it holds. Failures count as the failure policy says.
-pub fn validate(policy: &Policy, bindings: &Bindings<'_>) -> Vec<Option<Refusal>> {
+/// What a policy says of a write.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    /// Of each validation, in their order; `None` where it holds.
+    pub decisions: Vec<Option<Refusal>>,
+    /// For the audit trail: keys and values, or why there is none.
+    pub annotations: Vec<(String, Result<String, Refusal>)>,
+}
+
+/// Runs all expressions. Failures count as the failure policy says.
+pub fn validate(policy: &Policy, bindings: &Bindings<'_>) -> Verdict {
     match policy.conditions.hold(bindings) {
         Ok(true) => {}
-        Ok(false) => return Vec::new(),
-        Err(why) => return vec![failed(policy, why)],
+        Ok(false) => return Verdict::default(),
+        Err(why) => {
+            return Verdict {
+                decisions: vec![failed(policy, why)],
+                annotations: Vec::new(),
+            };
+        }
     }
     let mut budget = Budget::for_object();
-    let mut decisions: Vec<Option<Refusal>> = policy
+    let decisions = policy
         .validations
         .iter()
         .map(
@@ -108,13 +122,37 @@ pub fn validate(policy: &Policy, bindings: &Bindings<'_>) -> Vec<Option<Refusal>
             },
         )
         .collect();
-    // Annotations are for audit; what they fail with is not.
-    for (_, annotation) in &policy.annotations {
-        if let Err(why) = value(annotation, bindings, &mut Budget::for_object()) {
-            decisions.push(failed(policy, why));
-        }
+    let annotations = policy.annotations.iter().filter_map(|(key, compiled)| {
+        let text = match annotation(compiled, bindings, &mut budget) {
+            Ok(text) => Ok(text?),
+            Err(why) => Err(failed(policy, why)?),
+        };
+        Some((key.clone(), text))
+    });
+    Verdict {
+        decisions,
+        annotations: annotations.collect(),
     }
-    decisions
+}
+
+/// The text that an annotation is to have; `None` for none.
+fn annotation(
+    compiled: &Compiled,
+    bindings: &Bindings<'_>,
+    budget: &mut Budget,
+) -> Result<Option<String>, String> {
+    let found = value(compiled, bindings, budget)?;
+    if matches!(found, Value::Null) {
+        return Ok(None);
+    }
+    let text = found.as_str().ok_or_else(|| {
+        format!(
+            "valueExpression '{}' resulted in unsupported return type. Return type must be either string or null.",
+            compiled.expression
+        )
+    })?;
+    let text = text.trim();
+    Ok((!text.is_empty()).then(|| text.to_owned()))
 }
 
 fn failed(policy: &Policy, message: String) -> Option<Refusal> {

@@ -2,12 +2,15 @@
 //! expressions instead of calling somebody.
 //!
 //! [`compiled`] keeps the policies with their bindings, read again only when one changes; [`params`] finds the objects
-//! that a binding hands to its policy; [`evaluate`] runs the expressions of one.
+//! that a binding hands to its policy; [`evaluate`] runs the expressions of one. [`typecheck`] says in a policy's
+//! [`status`] what its expressions will stumble over.
 
 pub mod compiled;
 mod evaluate;
 mod mutating;
 mod params;
+pub mod status;
+mod typecheck;
 mod validating;
 
 pub use mutating::Mutating;

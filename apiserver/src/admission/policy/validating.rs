@@ -1,10 +1,12 @@
 //! ValidatingAdmissionPolicy.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use apimachinery::resource::Resource;
 use apimachinery::status::{Result, Status};
 use futures::future::BoxFuture;
+use serde_json::json;
 
 use super::compiled::{Binding, Policies, Policy};
 use super::evaluate::{self, Refusal};
@@ -12,8 +14,12 @@ use super::{binds, matches, parameters};
 use crate::admission::webhook::expressions::Scene;
 use crate::admission::webhook::versions::Versioned;
 use crate::admission::{Attributes, Operation, Plugin, forbidden};
+use crate::audit;
 use crate::authz::Authorizer;
 use crate::registry::Registry;
+
+const VALIDATION_FAILURE: &str = "validation.policy.admission.k8s.io/validation_failure";
+const LONGEST_ANNOTATION: usize = 10 << 10;
 
 pub struct Validating {
     policies: Policies,
@@ -57,6 +63,7 @@ impl Validating {
         };
         let versioned = Versioned::new(&served, attributes);
         let scene = Scene::new(attributes, &versioned, &*self.authorizer, registry).await?;
+        let mut annotations = Annotations::default();
         for binding in &policy.bindings {
             let params = match binds(binding, attributes, registry).await {
                 Ok(false) => continue,
@@ -74,22 +81,61 @@ impl Validating {
             };
             for params in &params {
                 let bindings = evaluate::bindings(policy, &scene, params.as_ref());
-                for refusal in evaluate::validate(policy, &bindings).into_iter().flatten() {
+                let verdict = evaluate::validate(policy, &bindings);
+                let refusals = verdict.decisions.iter().enumerate();
+                for (index, refusal) in refusals.filter_map(|(i, d)| Some((i, d.as_ref()?))) {
                     for action in &binding.actions {
                         match action.as_str() {
-                            "Deny" => deny(Some(binding), &refusal),
+                            "Deny" => deny(Some(binding), refusal),
                             "Warn" => attributes.warnings.lock().push(format!(
                                 "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{}': {}",
                                 policy.name, binding.name, refusal.message
                             )),
-                            _ => {}
+                            _ => audit_failure(policy, binding, index, refusal),
                         }
+                    }
+                }
+                for (key, text) in verdict.annotations {
+                    match text {
+                        Ok(text) => annotations.add(key, text),
+                        // Whatever the actions are.
+                        Err(refusal) => deny(Some(binding), &refusal),
                     }
                 }
             }
         }
+        annotations.publish(&policy.name);
         Ok(denied)
     }
+}
+
+/// What a policy's bindings and parameters give each key: every value once.
+#[derive(Default)]
+struct Annotations(BTreeMap<String, Vec<String>>);
+
+impl Annotations {
+    fn add(&mut self, key: String, mut text: String) {
+        text.truncate(text.floor_char_boundary(LONGEST_ANNOTATION));
+        let texts = self.0.entry(key).or_default();
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+
+    fn publish(self, policy: &str) {
+        for (key, texts) in self.0 {
+            audit::annotate(&format!("{policy}/{key}"), &texts.join(", "));
+        }
+    }
+}
+
+/// Notes for the audit trail that a validation has failed.
+fn audit_failure(policy: &Policy, binding: &Binding, index: usize, refusal: &Refusal) {
+    let failure = json!([{
+        "message": refusal.message, "policy": policy.name, "binding": binding.name,
+        "expressionIndex": index, "validationActions": binding.actions,
+    }]);
+    audit::annotate(VALIDATION_FAILURE, &failure.to_string());
 }
 
 fn status(

@@ -356,6 +356,10 @@ impl Run<'_> {
         let looped = [
             ("apiregistration.k8s.io", "apiregistration.k8s.io"),
             ("apiextensions.k8s.io", "apiextensions.k8s.io"),
+            (
+                "/registry/validatingadmissionpolicies/",
+                "/validatingadmissionpolicies",
+            ),
             ("/registry/flowschemas/", "flowcontrol.apiserver.k8s.io"),
             (
                 "/registry/prioritylevelconfigurations/",
