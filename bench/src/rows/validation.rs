@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use bytes::Bytes;
 use http::Method;
 use serde_json::{Value, json};
@@ -86,6 +86,7 @@ pub async fn cel(setting: &Setting) -> Result<Vec<Figure>> {
     let figure = setting
         .compare(Store::Embedded, row, async |plane| {
             define(&plane.client).await?;
+            refuses(&plane.client).await?;
             let body = Bytes::from(thing().to_string());
             let create = move |_| {
                 let path = format!("{THINGS}?dryRun=All");
@@ -128,6 +129,18 @@ async fn define(client: &Client) -> Result<()> {
     let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
     client.call(Method::POST, path, Some(&definition)).await?;
     client.ready(THINGS, Duration::from_secs(20)).await
+}
+
+/// The rules do hold: one item that breaks one of them, the last, is refused.
+async fn refuses(client: &Client) -> Result<()> {
+    let mut broken = thing();
+    broken["spec"]["items"][ITEMS - 1]["absent"] = json!(1);
+    let body = Bytes::from(broken.to_string());
+    let path = format!("{THINGS}?dryRun=All");
+    let mut connection = client.connect().await?;
+    let (status, _) = connection.send(Method::POST, &path, Some(body)).await?;
+    ensure!(status == 422, "a broken rule was answered with {status}");
+    Ok(())
 }
 
 fn thing() -> Value {
