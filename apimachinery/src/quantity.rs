@@ -143,10 +143,13 @@ impl FromStr for Quantity {
             // Fractions of binary units keep digits below the nano until multiplied, so scale them separately.
             let (scaled, rest) = binary(parts.whole, parts.fraction, exponent as u32);
             (nanos, inexact) = (scaled, rest);
-            nanos = nanos.min(i128::from(i64::MAX) * NANO);
         }
-        // Any amount, however small, is at least the smallest that can be kept.
-        nanos = nanos.min(MAX) + i128::from(inexact);
+        let cap = match base {
+            2 => i128::from(i64::MAX) * NANO,
+            _ => MAX,
+        };
+        // Any amount, however small, is at least the smallest that can be kept. The cap comes last: rounding would break it.
+        nanos = nanos.saturating_add(i128::from(inexact)).min(cap);
         if format == Format::BinarySi && nanos > 0 && nanos < NANO {
             format = Format::DecimalSi;
         }
@@ -416,6 +419,18 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
+    fn rounding_up_does_not_pass_the_cap() {
+        let digits = "9".repeat(60);
+        let capped = Quantity::parse(&digits).unwrap();
+        for fraction in ["0000000001", "5555555555", "9999999999"] {
+            let text = format!("{digits}.{fraction}");
+            assert_eq!(Quantity::parse(&text), Ok(capped), "{text}");
+            let below = Quantity::parse(&format!("-{text}")).unwrap();
+            assert_eq!(Quantity::parse(&below.to_string()), Ok(below), "-{text}");
+        }
+    }
+
+    #[test]
     fn canonical_strings() {
         let cases = [
             ("0", "0"),
@@ -443,6 +458,7 @@ mod tests {
             ("0.1Ki", "102400m"),
             ("9223372036854775807", "9223372036854775807"),
             ("8Ei", "9223372036854775807"),
+            ("8.0000000000000000001Ei", "9223372036854775807"),
             ("1.", "1"),
             ("Mi", "0"),
         ];
