@@ -96,7 +96,20 @@ fn protobuf_body(bytes: &[u8]) {
         && let Ok(sealed) = protobuf::from_json(document.to_string().as_bytes())
     {
         let again = protobuf::to_json(&sealed, ("", ""));
-        assert_eq!(again.ok(), Some(document));
+        assert_eq!(again.ok().map(without_nulls), Some(without_nulls(document)));
+    }
+}
+
+/// An empty time is null in JSON, as in Kubernetes, and null is a member that is not there.
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(members) => {
+            let kept = members.into_iter().filter(|(_, member)| !member.is_null());
+            let kept = kept.map(|(name, member)| (name, without_nulls(member)));
+            Value::Object(kept.collect())
+        }
+        Value::Array(items) => items.into_iter().map(without_nulls).collect(),
+        other => other,
     }
 }
 
