@@ -29,7 +29,7 @@ use crate::server::health::Health;
 use crate::server::hooks::{self, Hook};
 use crate::server::metrics::Metrics;
 use crate::server::{Server, listen, tls};
-use crate::{discovery, encryption, endpoints, kubelet};
+use crate::{discovery, encryption, endpoints, identity, kubelet};
 
 /// A server that is listening.
 pub struct Running {
@@ -319,6 +319,10 @@ fn post_start(config: &Config, advertised: SocketAddr) -> Vec<Hook> {
     if let Some(reconciled) = reconciled(config, advertised) {
         hooks.push(reconciled);
     }
+    hooks.push(Hook::new(
+        "start-kube-apiserver-identity-lease-controller",
+        identity::start,
+    ));
     let range = config.service_cluster_ip_range.clone();
     hooks.push(Hook::new("start-default-service-cidr", move |server| {
         let range = range.clone();

@@ -27,6 +27,7 @@ pub mod encryption;
 pub mod endpoints;
 pub mod fields;
 pub mod flowcontrol;
+pub mod identity;
 pub mod kubelet;
 pub mod negotiate;
 pub mod node_metrics;

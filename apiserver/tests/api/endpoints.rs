@@ -1,4 +1,4 @@
-//! Several API servers on one etcd: all that live are endpoints of the `kubernetes` Service.
+//! Several API servers on one etcd: all that live are endpoints of the `kubernetes` Service. And each has a Lease.
 
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use crate::common::{Api, Etcd, PATIENCE};
 
 const ENDPOINTS: &str = "/api/v1/namespaces/default/endpoints/kubernetes";
 const SLICE: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
+const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases";
 
 fn addresses(list: &Value, of: impl Fn(&Value) -> Value) -> Vec<String> {
     let each = list.as_array().into_iter().flatten();
@@ -102,4 +103,52 @@ async fn the_server_of_an_embedded_store_is_the_only_endpoint() {
     shows(&api, &["192.0.2.1"]).await;
     api.restart().await;
     shows(&api, &["192.0.2.1"]).await;
+}
+
+/// Waits until there are as many leases of API servers, in the order of their names.
+async fn leases(api: &Api, count: usize) -> Vec<Value> {
+    let path = format!("{LEASES}?labelSelector=apiserver.kubernetes.io/identity%3Dkube-apiserver");
+    let there = async {
+        loop {
+            let list = api.get(&path).await.ok();
+            let items = list["items"].as_array().unwrap();
+            let own = |lease: &Value| {
+                lease["metadata"]["name"]
+                    .as_str()
+                    .unwrap()
+                    .starts_with("apiserver-")
+            };
+            if items.len() == count && items.iter().any(own) {
+                return items.clone();
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, there).await.expect("leases")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_have_leases_until_they_expire() {
+    let mut api = Api::start().await;
+    let first = leases(&api, 1).await.remove(0);
+    let name = first["metadata"]["name"].as_str().unwrap();
+    let holder = first["spec"]["holderIdentity"].as_str().unwrap();
+    assert!(holder.starts_with(&format!("{name}_")), "{holder}");
+    assert_eq!(first["spec"]["leaseDurationSeconds"], 3600);
+    for (name, renewed) in [
+        ("z-dead", "2020-01-01T00:00:00.000000Z"),
+        ("z-lives", "2100-01-01T00:00:00.000000Z"),
+    ] {
+        let lease = json!({
+            "metadata": {"name": name, "labels": {"apiserver.kubernetes.io/identity": "kube-apiserver"}},
+            "spec": {"holderIdentity": name, "leaseDurationSeconds": 3600, "renewTime": renewed},
+        });
+        api.post(LEASES, &lease).await.ok();
+    }
+    // The next server takes the first one's place, and finds that one of the others has not been heard of for long.
+    api.restart().await;
+    let now = leases(&api, 2).await;
+    assert_eq!(now[0]["metadata"]["name"], name);
+    assert_ne!(now[0]["spec"]["holderIdentity"], holder);
+    assert_eq!(now[1]["metadata"]["name"], "z-lives");
 }
