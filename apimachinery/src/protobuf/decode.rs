@@ -259,7 +259,14 @@ impl Decoder {
             None if nil => Value::Null,
             None if field.omit_empty && is_scalar(field.item) => return Ok(()),
             None => self.zero(field, depth)?,
-            Some(value) if !field.pointer && field.omit_empty && is_empty(&value) => return Ok(()),
+            Some(value)
+                if !field.pointer
+                    && field.omit_empty
+                    && (field.shape != Shape::One || is_scalar(field.item))
+                    && is_empty(&value) =>
+            {
+                return Ok(());
+            }
             Some(Value::Null) if field.omit_zero => return Ok(()),
             Some(value) => value,
         };
