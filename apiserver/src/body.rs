@@ -2,13 +2,15 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use apimachinery::status::{Result, Status};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use http::Response;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use tokio::runtime::Handle;
 
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -96,8 +98,69 @@ impl hyper::body::Body for Body {
 
 pub type Reply = Response<Body>;
 
+/// How much of a body that nobody has read is taken off the wire all the same, and for how long, as Go's server does: to
+/// close on a client that still sends would take the answer away from it.
+const DRAINED: usize = 256 * 1024;
+const DRAIN_TIME: Duration = Duration::from_secs(5);
+
+/// The body of a request. What is left of it when it is dropped is read and thrown away, within bounds.
+pub struct Received(Option<Incoming>);
+
+impl From<Incoming> for Received {
+    fn from(body: Incoming) -> Self {
+        Self(Some(body))
+    }
+}
+
+impl hyper::body::Body for Received {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        match &mut self.0 {
+            Some(body) => Pin::new(body).poll_frame(context),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(hyper::body::Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0
+            .as_ref()
+            .map_or_else(SizeHint::default, hyper::body::Body::size_hint)
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        let Some(mut body) = self.0.take() else {
+            return;
+        };
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        if body.is_end_stream() {
+            return;
+        }
+        runtime.spawn(tokio::time::timeout(DRAIN_TIME, async move {
+            let mut drained = 0;
+            while drained < DRAINED
+                && let Some(Ok(frame)) = body.frame().await
+            {
+                drained += frame.data_ref().map_or(0, Bytes::len);
+            }
+        }));
+    }
+}
+
 /// Reads a whole request body, within the limit.
-pub async fn read(body: Incoming) -> Result<Bytes> {
+pub async fn read(body: Received) -> Result<Bytes> {
     match Limited::new(body, MAX_BODY).collect().await {
         Ok(collected) => {
             let bytes = collected.to_bytes();

@@ -22,7 +22,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::body::Reply;
+use crate::body::{Received, Reply};
 use crate::config::Config;
 use crate::proxy::{Outgoing, Passage, Stream};
 use crate::registry::Registry;
@@ -154,7 +154,7 @@ impl Kubelets {
         &self,
         endpoint: &Endpoint,
         target: &str,
-        request: Request<Incoming>,
+        request: Request<Received>,
         peer: Option<SocketAddr>,
     ) -> Result<Reply> {
         let uri: Uri = target

@@ -15,7 +15,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::body::{Body, Error, Reply};
+use crate::body::{Body, Error, Received, Reply};
 
 pub type Outgoing = BoxBody<Bytes, Error>;
 
@@ -111,7 +111,7 @@ impl Passage {
     /// Takes a client's request over for `host`, under another URI.
     #[must_use]
     pub fn new(
-        mut request: Request<Incoming>,
+        mut request: Request<Received>,
         uri: Uri,
         host: &str,
         peer: Option<SocketAddr>,

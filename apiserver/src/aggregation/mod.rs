@@ -16,12 +16,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use http::{Request, StatusCode};
-use hyper::body::Incoming;
 
 pub use controller::start;
 pub use remote::{Identity, Remote};
 
-use crate::body::Reply;
+use crate::body::{Received, Reply};
 use crate::config::Config;
 use crate::rest::{Exchange, text};
 use crate::server::tls;
@@ -132,7 +131,7 @@ impl Aggregator {
 
 /// Passes a request on to the server of its route. What goes wrong on the way is said in plain text, as Kubernetes
 /// does: clients take it for what stands between them and the API.
-pub async fn serve(exchange: &Exchange, route: &Route, request: Request<Incoming>) -> Reply {
+pub async fn serve(exchange: &Exchange, route: &Route, request: Request<Received>) -> Reply {
     let plain = |message: &str| text(StatusCode::SERVICE_UNAVAILABLE, format!("{message}\n"));
     let Some(remote) = &route.remote else {
         return text(StatusCode::NOT_FOUND, "\n");

@@ -23,7 +23,7 @@ use tokio_rustls::TlsConnector;
 use super::merge;
 use crate::authn::request_header::set_user;
 use crate::authn::{MASTERS, UserInfo};
-use crate::body::Reply;
+use crate::body::{Received, Reply};
 use crate::outbound::{chain, roots, system_roots};
 use crate::proxy::{Outgoing, Passage};
 use crate::registry::Registry;
@@ -128,7 +128,7 @@ impl Remote {
     pub async fn forward(
         &self,
         exchange: &Exchange,
-        request: Request<Incoming>,
+        request: Request<Received>,
     ) -> Result<Reply, String> {
         let uri = request.uri().clone();
         let mut passage = Passage::new(request, uri, &self.host(), exchange.peer);

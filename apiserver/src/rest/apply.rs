@@ -7,14 +7,13 @@ use apimachinery::object;
 use apimachinery::resource::GroupKind;
 use apimachinery::status::{Result, Status};
 use http::StatusCode;
-use hyper::body::Incoming;
 use serde_json::Value;
 
 use super::Exchange;
 use super::objects::WriteOptions;
 use super::respond::warn;
 use crate::authz::{self, Attributes};
-use crate::body::{self, Reply};
+use crate::body::{self, Received, Reply};
 use crate::registry::decode::{self, FieldValidation, Media};
 use crate::registry::table::Served;
 use crate::registry::{Target, Written};
@@ -33,7 +32,7 @@ pub(super) struct Request {
 }
 
 impl Request {
-    pub async fn read(exchange: &Exchange, body: Incoming) -> Result<Self> {
+    pub async fn read(exchange: &Exchange, body: Received) -> Result<Self> {
         let force = force(exchange)?;
         if exchange.query.get("fieldManager").is_none_or(str::is_empty) {
             let path = Path::new("fieldManager");
@@ -94,7 +93,7 @@ pub(super) fn refused(error: Error) -> Status {
     Status::invalid(&kind, "", ErrorList(vec![error]))
 }
 
-pub async fn handle(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -> Result<Reply> {
+pub async fn handle(exchange: &Exchange, served: &Arc<Served>, body: Received) -> Result<Reply> {
     let presenter = exchange.presenter(served)?;
     let options = WriteOptions::read(exchange, "PatchOptions")?;
     let request = Request::read(exchange, body).await?;

@@ -23,7 +23,7 @@ use super::websocket::is_websocket;
 use super::{Exchange, text};
 use crate::admission::webhook::versions::connect_options;
 use crate::authz::{self, Attributes};
-use crate::body::{Body, Reply};
+use crate::body::{Body, Received, Reply};
 use crate::kubelet::{Endpoint, Kind};
 use crate::proxy::is_upgrade;
 use crate::query::Query;
@@ -35,7 +35,7 @@ use crate::strategy::check::{Checks, NOT_NEGATIVE};
 pub async fn handle(
     exchange: Exchange,
     served: Arc<Served>,
-    request: Request<Incoming>,
+    request: Request<Received>,
 ) -> Result<Reply> {
     let info = &exchange.info;
     if info.subresource != "proxy" && info.parts.len() > 3 {
@@ -128,7 +128,7 @@ fn container(pod: &Value, asked: &str) -> Result<String> {
     }
 }
 
-async fn log(exchange: &Exchange, request: Request<Incoming>) -> Result<Reply> {
+async fn log(exchange: &Exchange, request: Request<Received>) -> Result<Reply> {
     let pod = pod(exchange).await?;
     let query = &exchange.query;
     check_log_options(query, object::name(&pod))?;
@@ -243,7 +243,7 @@ async fn refused_by_kubelet(exchange: &Exchange, code: StatusCode, body: Incomin
     }
 }
 
-async fn session(exchange: &Exchange, request: Request<Incoming>) -> Result<Reply> {
+async fn session(exchange: &Exchange, request: Request<Received>) -> Result<Reply> {
     let pod = pod(exchange).await?;
     let name = object::name(&pod);
     let Some(node) = pod["spec"]["nodeName"]
@@ -327,7 +327,7 @@ async fn to_kubelet(
     node: &str,
     path: &str,
     query: &str,
-    request: Request<Incoming>,
+    request: Request<Received>,
 ) -> Result<Reply> {
     let kubelets = &exchange.server.kubelets;
     let endpoint = kubelets.endpoint(&exchange.server.registry, node).await?;
@@ -381,7 +381,7 @@ fn named(text: &str) -> Option<Named<'_>> {
     })
 }
 
-async fn proxy(exchange: &Exchange, served: &Served, request: Request<Incoming>) -> Result<Reply> {
+async fn proxy(exchange: &Exchange, served: &Served, request: Request<Received>) -> Result<Reply> {
     let info = &exchange.info;
     let path = info.proxy_path();
     if path.is_empty()

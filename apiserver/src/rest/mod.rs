@@ -23,14 +23,13 @@ use std::time::{Duration, Instant};
 use apimachinery::status::{Result, Status};
 use http::header::HeaderValue;
 use http::{HeaderMap, Method, Request, StatusCode};
-use hyper::body::Incoming;
 
 use crate::audit::Trail;
 use crate::authn::UserInfo;
 use crate::authn::impersonation::impersonate;
 use crate::authn::x509::CertificateUser;
 use crate::authz::{self, Attributes, Decision};
-use crate::body::Reply;
+use crate::body::{Received, Reply};
 use crate::flowcontrol::work;
 use crate::negotiate::Accept;
 use crate::query::Query;
@@ -69,7 +68,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 pub async fn handle(
     server: Arc<Server>,
     connection: Arc<Connection>,
-    request: Request<Incoming>,
+    request: Request<Received>,
 ) -> Reply {
     let began = Instant::now();
     let is_head = request.method() == Method::HEAD;
@@ -116,7 +115,7 @@ struct Answering<'a> {
 }
 
 impl Answering<'_> {
-    async fn in_time(&self, query: Query, request: Request<Incoming>) -> Result<Reply> {
+    async fn in_time(&self, query: Query, request: Request<Received>) -> Result<Reply> {
         if self.info.is_long_running() {
             return self.answer(query, request).await;
         }
@@ -170,7 +169,7 @@ impl Answering<'_> {
         }
     }
 
-    async fn answer(&self, query: Query, request: Request<Incoming>) -> Result<Reply> {
+    async fn answer(&self, query: Query, request: Request<Received>) -> Result<Reply> {
         let (server, info) = (self.server, self.info);
         let user = self.user(request.headers()).await?;
         // What stays open for long cannot take its turn, but for a watch's beginning.
@@ -193,7 +192,7 @@ impl Answering<'_> {
         &self,
         user: Arc<UserInfo>,
         query: Query,
-        request: Request<Incoming>,
+        request: Request<Received>,
     ) -> Result<Reply> {
         let (server, info) = (self.server, self.info);
         // As Kubernetes' --authorization-always-allow-paths: probes come before roles do.
@@ -220,7 +219,7 @@ impl Answering<'_> {
 }
 
 /// Resources: the kind is found by its path, then the verb decides.
-async fn route(exchange: Exchange, request: Request<Incoming>) -> Result<Reply> {
+async fn route(exchange: Exchange, request: Request<Received>) -> Result<Reply> {
     let info = &exchange.info;
     let registry = &exchange.server.registry;
     let find = || registry.find(&info.group, &info.version, &info.resource);
@@ -242,7 +241,7 @@ async fn route(exchange: Exchange, request: Request<Incoming>) -> Result<Reply> 
 async fn dispatch(
     exchange: Exchange,
     served: Arc<Served>,
-    request: Request<Incoming>,
+    request: Request<Received>,
 ) -> Result<Reply> {
     let info = &exchange.info;
     let resource = &served.resource;

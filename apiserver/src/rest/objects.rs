@@ -9,12 +9,11 @@ use apimachinery::status::{Details, Result, Status};
 use apimachinery::validation::field_manager;
 use apimachinery::{object, status};
 use http::{Request, StatusCode};
-use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::respond::{self, Presenter, document, warn};
 use super::{Exchange, patch, watch};
-use crate::body::{self, Reply};
+use crate::body::{self, Received, Reply};
 use crate::cache::Selection;
 use crate::negotiate::{Accept, media, media_for};
 use crate::registry::decode::{self, FieldValidation};
@@ -47,7 +46,7 @@ fn answers_with_object(resource: &Resource) -> bool {
 pub async fn handle(
     exchange: Exchange,
     served: Arc<Served>,
-    request: Request<Incoming>,
+    request: Request<Received>,
 ) -> Result<Reply> {
     match exchange.info.verb.as_str() {
         "get" => get(&exchange, &served).await,
@@ -229,7 +228,7 @@ impl WriteOptions {
     }
 }
 
-async fn create(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -> Result<Reply> {
+async fn create(exchange: &Exchange, served: &Arc<Served>, body: Received) -> Result<Reply> {
     let presenter = exchange.presenter(served)?;
     let options = WriteOptions::read(exchange, "CreateOptions")?;
     let media = media_for(&exchange.headers, served.message().is_some())?;
@@ -262,7 +261,7 @@ async fn create(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -> Re
     Ok(response)
 }
 
-async fn update(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -> Result<Reply> {
+async fn update(exchange: &Exchange, served: &Arc<Served>, body: Received) -> Result<Reply> {
     let presenter = exchange.presenter(served)?;
     let options = WriteOptions::read(exchange, "UpdateOptions")?;
     let media = media_for(&exchange.headers, served.message().is_some())?;
@@ -306,7 +305,7 @@ async fn update(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -> Re
 /// The options of a delete: its body, if it has one, else its query.
 pub(super) async fn delete_options(
     exchange: &Exchange,
-    body: Incoming,
+    body: Received,
 ) -> Result<(DeleteOptions, Value)> {
     let bytes = body::read(body).await?;
     if bytes.is_empty() {
@@ -328,7 +327,7 @@ pub(super) async fn delete_options(
     Ok((options, parsed.value))
 }
 
-async fn delete(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -> Result<Reply> {
+async fn delete(exchange: &Exchange, served: &Arc<Served>, body: Received) -> Result<Reply> {
     let presenter = exchange.presenter(served)?;
     let (options, sent) = delete_options(exchange, body).await?;
     let mut call = Call {
@@ -363,7 +362,7 @@ async fn delete(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -> Re
 async fn delete_collection(
     exchange: &Exchange,
     served: &Arc<Served>,
-    body: Incoming,
+    body: Received,
 ) -> Result<Reply> {
     let presenter = exchange.presenter(served)?;
     let selection = exchange.selection(served)?;

@@ -7,13 +7,12 @@ use apimachinery::field::{Error, Path};
 use apimachinery::patch::{json_patch, merge_patch, strategic_merge};
 use apimachinery::status::{Result, Status};
 use http::StatusCode;
-use hyper::body::Incoming;
 use serde_json::Value;
 
 use super::objects::WriteOptions;
 use super::respond::warn;
 use super::{Exchange, apply};
-use crate::body::{self, Reply};
+use crate::body::{self, Received, Reply};
 use crate::negotiate::content_type;
 use crate::registry::decode::{self, FieldValidation, Media, Parsed};
 use crate::registry::table::Served;
@@ -145,7 +144,7 @@ fn go_map(value: &Value) -> String {
     }
 }
 
-pub async fn handle(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -> Result<Reply> {
+pub async fn handle(exchange: &Exchange, served: &Arc<Served>, body: Received) -> Result<Reply> {
     let media = content_type(&exchange.headers).to_owned();
     if media == apply::MEDIA_TYPE {
         return apply::handle(exchange, served, body).await;

@@ -7,14 +7,13 @@ use apimachinery::object;
 use apimachinery::resource::{GroupKind, GroupResource, GroupVersionKind, Resource};
 use apimachinery::status::{Result, Status};
 use http::{Request, StatusCode};
-use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::objects::WriteOptions;
 use super::patch::Patch;
 use super::respond::{document, warn};
 use super::{Exchange, apply, connect, eviction, objects};
-use crate::body::{self, Reply};
+use crate::body::{self, Received, Reply};
 use crate::crd::nested;
 use crate::negotiate::{Accept, content_type, media};
 use crate::registry::decode;
@@ -24,7 +23,7 @@ use crate::registry::{Call, Target};
 pub async fn handle(
     exchange: Exchange,
     served: Arc<Served>,
-    request: Request<Incoming>,
+    request: Request<Received>,
 ) -> Result<Reply> {
     let info = &exchange.info;
     let Some(subresource) = served.resource.subresource(&info.subresource) else {
@@ -90,7 +89,7 @@ fn success() -> Value {
 }
 
 /// A body that is not an object of the resource itself.
-async fn sent(exchange: &Exchange, body: Incoming) -> Result<Value> {
+async fn sent(exchange: &Exchange, body: Received) -> Result<Value> {
     let media = media(&exchange.headers)?;
     let bytes = body::read(body).await?;
     let parsed = decode::parse(&bytes, media).map_err(Status::bad_request)?;
@@ -212,7 +211,7 @@ fn assign(pod: &Value, binding: &Value, node: &str) -> Result<Value> {
 }
 
 /// GET, PUT and PATCH of the replica count alone.
-async fn scale(exchange: &Exchange, served: &Arc<Served>, body: Incoming) -> Result<Reply> {
+async fn scale(exchange: &Exchange, served: &Arc<Served>, body: Received) -> Result<Reply> {
     let registry = &exchange.server.registry;
     let accept = Accept::read(&exchange.headers, &exchange.query)?;
     let target = exchange.target(served);

@@ -10,7 +10,6 @@ use http::header::{
 };
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -19,7 +18,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 
 use apimachinery::status::{Result, Status};
 
-use crate::body::{Body, Reply};
+use crate::body::{Body, Received, Reply};
 use crate::proxy::is_upgrade;
 
 const BINARY: &str = "binary.k8s.io";
@@ -60,7 +59,7 @@ fn choose(headers: &HeaderMap) -> Result<Option<&'static str>> {
 }
 
 /// Sends a body as messages of a WebSocket that the request opens.
-pub fn stream(mut request: Request<Incoming>, body: Body) -> Result<Reply> {
+pub fn stream(mut request: Request<Received>, body: Body) -> Result<Reply> {
     let protocol = choose(request.headers())?;
     let key = request.headers().get(SEC_WEBSOCKET_KEY).cloned();
     let key = key.ok_or_else(|| Status::bad_request("missing Sec-WebSocket-Key"))?;

@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Server;
 use crate::authn::x509::CertificateUser;
-use crate::body::Reply;
+use crate::body::{Received, Reply};
 use crate::negotiate::Accept;
 use crate::rest::{self, Connection, respond};
 
@@ -127,10 +127,12 @@ async fn connection(
     let asked = Arc::new(AtomicBool::new(false));
     let service = {
         let (server, asked) = (server.clone(), asked.clone());
-        service_fn(move |request| {
+        service_fn(move |request: Request<Incoming>| {
             asked.store(true, Ordering::Relaxed);
             let (server, connection) = (server.clone(), connection.clone());
-            async move { Ok::<_, Infallible>(guarded(server, connection, request).await) }
+            // On its own: of a watch, the connection would keep its room until the end.
+            let handled = Box::pin(guarded(server, connection, request.map(Received::from)));
+            async move { Ok::<_, Infallible>(handled.await) }
         })
     };
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -172,7 +174,7 @@ async fn connection(
 async fn guarded(
     server: Arc<Server>,
     connection: Arc<Connection>,
-    request: Request<Incoming>,
+    request: Request<Received>,
 ) -> Reply {
     let began = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
