@@ -1,16 +1,18 @@
 //! Watches: a stream of events, each a line of JSON or a frame of protobuf.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use apimachinery::status::{Result, Status};
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::Stream;
 use http::StatusCode;
 use rand::Rng;
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::protobuf;
 use super::respond::{Presenter, bookmark, reply};
@@ -54,15 +56,9 @@ pub async fn watch(
                 accept,
                 query.clone(),
                 initial_end,
+                shutdown,
             );
-            let stream = futures::stream::unfold(
-                (watcher, shutdown),
-                |(mut watcher, shutdown)| async move {
-                    let chunk = watcher.next(&shutdown).await?;
-                    Some((chunk, (watcher, shutdown)))
-                },
-            );
-            (Body::Stream(stream.boxed()), content_type)
+            (Body::Stream(Box::pin(watcher)), content_type)
         }
         Err(error) => (frame_error(&error, accept).into(), content_type),
     };
@@ -106,6 +102,8 @@ async fn subscribe(
     }
 }
 
+/// The stream of one watch. There may be ten thousand of them that all wake for one write, so what each waits for is
+/// set up once, and a wake costs no more than it has to.
 struct Watcher {
     cache: Arc<WatchCache>,
     served: Arc<Served>,
@@ -120,12 +118,16 @@ struct Watcher {
     revision: u64,
     deadline: Instant,
     next_bookmark: Instant,
+    /// Goes off at the earlier of the two.
+    timer: Pin<Box<Sleep>>,
+    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
     ended: bool,
     /// An event has been sent.
     begun: bool,
 }
 
 impl Watcher {
+    #[allow(clippy::too_many_arguments)]
     fn new(
         cache: Arc<WatchCache>,
         served: Arc<Served>,
@@ -134,12 +136,14 @@ impl Watcher {
         accept: Accept,
         query: Query,
         initial_end: bool,
+        shutdown: CancellationToken,
     ) -> Self {
         let seconds = match options.timeout_seconds {
             Some(seconds) if seconds > 0 => seconds.min(7 * 24 * 3600),
             _ => rand::rng().random_range(MIN_TIMEOUT..2 * MIN_TIMEOUT),
         };
         let now = Instant::now();
+        let deadline = now + Duration::from_secs(seconds);
         Self {
             cache,
             served,
@@ -150,58 +154,53 @@ impl Watcher {
             bookmarks: options.allow_bookmarks,
             initial_end,
             revision: subscription.revision,
-            deadline: now + Duration::from_secs(seconds),
+            deadline,
             next_bookmark: now + BOOKMARK_EVERY,
+            timer: Box::pin(tokio::time::sleep_until(deadline)),
+            shutdown: Box::pin(shutdown.cancelled_owned()),
             ended: false,
             begun: false,
         }
     }
 
-    /// The next chunk of events; `None` once the watch is over.
-    async fn next(&mut self, shutdown: &CancellationToken) -> Option<Bytes> {
-        if self.ended {
-            return None;
-        }
+    /// What the watch begins with, chunk by chunk; `None` once all of it has been sent.
+    fn opening(&mut self) -> Option<Bytes> {
         let mut out = Vec::new();
-        while let Some(change) = self.initial.pop_front() {
+        while out.len() < CHUNK
+            && let Some(change) = self.initial.pop_front()
+        {
             self.write(&mut out, &change);
-            if out.len() >= CHUNK {
-                return Some(out.into());
-            }
         }
-        if std::mem::take(&mut self.initial_end) {
+        if self.initial.is_empty() && std::mem::take(&mut self.initial_end) {
             self.write_bookmark(&mut out, self.revision, true);
         }
-        if !out.is_empty() {
-            return Some(out.into());
-        }
-        let mut changes = Vec::new();
-        loop {
-            tokio::select! {
-                biased;
-                count = self.receiver.recv_many(&mut changes, 128) => {
-                    // Cut off, or the cache started over: the client takes it up from its last version.
-                    if count == 0 {
-                        return None;
-                    }
-                    for change in changes.drain(..) {
-                        self.revision = self.revision.max(change.object.revision);
-                        self.write(&mut out, &change);
-                    }
-                    return Some(out.into());
+        (!out.is_empty()).then(|| out.into())
+    }
+
+    /// The changes that are there, up to a chunk of them. Once none is left and none will come, the watch has ended: cut
+    /// off, or the cache started over, and the client takes it up from its last version.
+    fn changes(&mut self, context: &mut Context<'_>) -> Option<Bytes> {
+        let mut out = Vec::new();
+        while out.len() < CHUNK {
+            match self.receiver.poll_recv(context) {
+                Poll::Ready(Some(change)) => {
+                    self.revision = self.revision.max(change.object.revision);
+                    self.write(&mut out, &change);
                 }
-                () = shutdown.cancelled() => return None,
-                () = tokio::time::sleep_until(self.deadline) => {
+                Poll::Ready(None) => {
                     self.ended = true;
-                    return self.progress();
+                    break;
                 }
-                () = tokio::time::sleep_until(self.next_bookmark), if self.bookmarks => {
-                    self.next_bookmark = Instant::now() + BOOKMARK_EVERY;
-                    if let Some(chunk) = self.progress() {
-                        return Some(chunk);
-                    }
-                }
+                Poll::Pending => break,
             }
+        }
+        (!out.is_empty()).then(|| out.into())
+    }
+
+    fn wake_at(&self) -> Instant {
+        match self.bookmarks {
+            true => self.deadline.min(self.next_bookmark),
+            false => self.deadline,
         }
     }
 
@@ -259,6 +258,40 @@ impl Watcher {
         out.extend_from_slice(b"{\"type\":\"BOOKMARK\",\"object\":");
         write_json(out, &object);
         out.extend_from_slice(b"}\n");
+    }
+}
+
+impl Stream for Watcher {
+    type Item = Bytes;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let this = self.get_mut();
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        if let Some(chunk) = this.opening().or_else(|| this.changes(context)) {
+            return Poll::Ready(Some(chunk));
+        }
+        if this.ended || this.shutdown.as_mut().poll(context).is_ready() {
+            this.ended = true;
+            return Poll::Ready(None);
+        }
+        loop {
+            let at = this.wake_at();
+            if this.timer.deadline() != at {
+                this.timer.as_mut().reset(at);
+            }
+            if this.timer.as_mut().poll(context).is_pending() {
+                return Poll::Pending;
+            }
+            let now = Instant::now();
+            this.ended = now >= this.deadline;
+            this.next_bookmark = now + BOOKMARK_EVERY;
+            let progress = this.progress();
+            if this.ended || progress.is_some() {
+                return Poll::Ready(progress);
+            }
+        }
     }
 }
 

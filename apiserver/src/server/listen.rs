@@ -23,6 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use super::Server;
+use super::coalesce::Coalesced;
 use crate::authn::x509::CertificateUser;
 use crate::body::{Received, Reply};
 use crate::negotiate::Accept;
@@ -146,7 +147,9 @@ async fn connection(
         .max_concurrent_streams(MAX_STREAMS)
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_header_list_size(64 * 1024);
-    let serving = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
+    let multiplexed = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+    let io = TokioIo::new(Coalesced::new(tls, multiplexed));
+    let serving = builder.serve_connection_with_upgrades(io, service);
     tokio::pin!(serving);
     let silent = async {
         tokio::time::sleep(FIRST_REQUEST_TIMEOUT).await;

@@ -3,6 +3,7 @@
 //! [`listen`] accepts connections and speaks TLS and HTTP, [`tls`] reads keys and certificates, [`health`] and
 //! [`fixed`] answer the paths that are no resources, [`hooks`] run once serving has begun.
 
+mod coalesce;
 pub mod fixed;
 pub mod health;
 pub mod hooks;
