@@ -2,8 +2,10 @@
 
 use std::io::Write;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use futures::StreamExt;
+use http::Method;
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use super::jsonpath::{Template, plain};
@@ -54,9 +56,15 @@ pub struct Args {
     /// Show metadata.managedFields, with -o yaml or json
     #[arg(long)]
     show_managed_fields: bool,
+    /// Show what the server answers at this path, as it is
+    #[arg(long, value_name = "PATH")]
+    raw: Option<String>,
 }
 
 pub async fn run(session: &Session, args: Args) -> Result<()> {
+    if let Some(path) = &args.raw {
+        return raw(session, &args, path).await;
+    }
     let mut format = Format::parse(args.output.as_deref())?;
     if args.show_managed_fields {
         format = format.with_managed_fields();
@@ -85,6 +93,35 @@ pub async fn run(session: &Session, args: Args) -> Result<()> {
     } else {
         documents(session, &args, &targets, &format).await
     }
+}
+
+/// The answer to a GET, byte by byte as it comes.
+async fn raw(session: &Session, args: &Args, path: &str) -> Result<()> {
+    if args.watch || args.watch_only {
+        bail!(
+            "--raw may not be specified with other flags that filter the server request or alter the output"
+        );
+    }
+    if args.output.is_some() {
+        bail!("--raw and --output are mutually exclusive");
+    }
+    if !args.resources.is_empty() || !args.files.is_empty() {
+        bail!("arguments may not be passed when --raw is specified");
+    }
+    if !path.starts_with('/') {
+        bail!("the path of --raw begins with a slash: {path:?}");
+    }
+    let response = session.send(Method::GET, path, "*/*", None).await?;
+    let mut body = response.into_body();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| anyhow!("the answer broke off: {error}"))?;
+        if let Some(data) = frame.data_ref() {
+            let mut out = std::io::stdout();
+            out.write_all(data)?;
+            out.flush()?;
+        }
+    }
+    Ok(())
 }
 
 /// What the server has for a target: one answer for the list, or one for each name.
