@@ -39,6 +39,7 @@ need_to_run() {
     need conntrack conntrack
     need ip iproute2
     need busybox busybox-static
+    need curl curl
 }
 
 # Installs what was noted: by apt on Debian and its kin; elsewhere it names the programs and gives up.
