@@ -276,7 +276,10 @@ fn document(full: &str, definition: &Value, overlay: &Overlay, packages: &[Packa
     if definition["oneOf"].is_array() {
         document = json!({ "description": definition["description"] });
     }
-    for (field, schema) in document["properties"].as_object_mut().into_iter().flatten() {
+    let properties = document
+        .get_mut("properties")
+        .and_then(Value::as_object_mut);
+    for (field, schema) in properties.into_iter().flatten() {
         extend(schema, notes.and_then(|n| n.get(field)));
     }
     if notes

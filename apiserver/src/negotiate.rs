@@ -136,7 +136,7 @@ impl Accept {
 }
 
 /// The client's media ranges, the best first; among equals, the client's order counts.
-fn ranges(headers: &HeaderMap) -> Vec<(u32, &str)> {
+pub(crate) fn ranges(headers: &HeaderMap) -> Vec<(u32, &str)> {
     let mut ranges: Vec<(u32, &str)> = Vec::new();
     for value in headers.get_all(ACCEPT) {
         let text = value.to_str().unwrap_or_default();

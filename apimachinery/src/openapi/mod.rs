@@ -3,9 +3,10 @@
 //!
 //! The definitions of built-in types lie compressed in the binary as JSON text. A document is put together from that
 //! text when it is asked for and nothing is kept, so the caller should cache what it sends, or its ETag. Definitions
-//! of custom resources are made from their schemas ([`custom`]).
+//! of custom resources are made from their schemas ([`custom`]). [`gnostic`] makes the protobuf form of either version.
 
 mod custom;
+pub mod gnostic;
 mod paths;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,11 +36,16 @@ pub fn v3_index(resources: &[&Resource], generation: impl Fn(&str) -> u64) -> Va
         } else {
             format!("api/{group_version}")
         };
-        let seed = format!("{}:{generation}:{path}", env!("CARGO_PKG_VERSION"));
-        let url = format!("/openapi/v3/{path}?hash={:016X}", fnv(seed.as_bytes()));
+        let url = format!("/openapi/v3/{path}?hash={}", v3_hash(&path, generation));
         paths.insert(path, json!({"serverRelativeURL": url}));
     }
     json!({ "paths": paths })
+}
+
+/// The hash in the index of the document at `path` below `/openapi/v3/`.
+pub fn v3_hash(path: &str, generation: u64) -> String {
+    let seed = format!("{}:{generation}:{path}", env!("CARGO_PKG_VERSION"));
+    format!("{:016X}", fnv(seed.as_bytes()))
 }
 
 /// FNV-1a: only to tell documents apart.

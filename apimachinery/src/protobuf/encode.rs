@@ -121,8 +121,7 @@ fn one(out: &mut Vec<u8>, field: &Field, number: u16, value: &Node<'_>) -> Resul
                 Node::Null => 0.0,
                 _ => return Err(unfit("number")),
             };
-            wire::tag(out, number, wire::FIXED64);
-            out.extend_from_slice(&double.to_le_bytes());
+            wire::double(out, number, double);
         }
         Item::Bytes => match value {
             Node::Text(text) => {

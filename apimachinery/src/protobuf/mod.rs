@@ -19,7 +19,7 @@ mod encode;
 mod node;
 mod scalar;
 mod table;
-mod wire;
+pub(crate) mod wire;
 
 use serde_json::{Map, Value};
 
@@ -148,7 +148,7 @@ pub fn head(api_version: &str, kind: &str, length: usize) -> Vec<u8> {
     wire::nested(&mut out, 1, |out| {
         wire::text(out, 1, api_version);
         wire::text(out, 2, kind);
-        Ok(())
+        Ok::<(), Error>(())
     })
     .unwrap_or_default();
     wire::tag(&mut out, 2, wire::LENGTH);

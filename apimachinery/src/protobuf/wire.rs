@@ -31,6 +31,11 @@ pub fn number(out: &mut Vec<u8>, field: u16, value: u64) {
     varint(out, value);
 }
 
+pub fn double(out: &mut Vec<u8>, field: u16, value: f64) {
+    tag(out, field, FIXED64);
+    out.extend_from_slice(&value.to_le_bytes());
+}
+
 pub fn bytes(out: &mut Vec<u8>, field: u16, value: &[u8]) {
     tag(out, field, LENGTH);
     varint(out, value.len() as u64);
@@ -42,11 +47,11 @@ pub fn text(out: &mut Vec<u8>, field: u16, value: &str) {
 }
 
 /// A field whose length is known only after it has been written: one byte is kept for it, more are made if needed.
-pub fn nested(
+pub fn nested<E>(
     out: &mut Vec<u8>,
     field: u16,
-    write: impl FnOnce(&mut Vec<u8>) -> Result<(), Error>,
-) -> Result<(), Error> {
+    write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+) -> Result<(), E> {
     tag(out, field, LENGTH);
     let at = out.len();
     out.push(0);

@@ -309,6 +309,11 @@ async fn another_server_is_part_of_the_api() {
     assert!(openapi["paths"][format!("/apis/{GROUP}/v1alpha1/flunders")].is_object());
     assert!(openapi["definitions"]["Flunder"].is_object());
     assert!(openapi["paths"]["/api/v1/namespaces/{namespace}/pods"].is_object());
+    let accept = [("accept", crate::openapi::PROTOBUF_V2)];
+    let openapi = api
+        .send(Method::GET, "/openapi/v2", &accept, Bytes::new())
+        .await;
+    assert!(crate::openapi::definitions(&openapi.bytes).contains(&"Flunder".to_owned()));
 
     api.delete("/api/v1/namespaces/default/services/ext")
         .await

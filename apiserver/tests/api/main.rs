@@ -14,6 +14,7 @@ mod generated;
 mod hostile;
 mod managed_fields;
 mod objects;
+mod openapi;
 mod policies;
 mod protobuf;
 mod security;
