@@ -3,6 +3,9 @@
 //! An HTTP/2 connection flushes after each larger frame. With many watches on a connection, one write to the store makes as
 //! many frames, and each would be a TLS record and a system call of its own. So a flush waits for one turn of the
 //! scheduler: the streams that are to speak as well do so before it, and all goes out at once.
+//!
+//! A connection flushes many times in one turn, once for each larger frame, and nothing tells it where a turn ends. But it
+//! reads before it writes, so the first read after a flush was put off begins the next turn.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -10,19 +13,28 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// How many bytes wait at most: four full TLS records.
-const LIMIT: usize = 64 * 1024;
+/// How many bytes wait at most: eight full TLS records.
+const LIMIT: usize = 128 * 1024;
 
-/// Passes everything through unless it is told to put together. Then whoever uses it has to flush whenever it is woken, as
-/// an HTTP/2 connection does.
+/// Whether what waits has been asked to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flush {
+    NotAsked,
+    /// In this turn of the connection, whose task has been woken for another.
+    PutOff,
+    /// In an earlier turn.
+    Due,
+}
+
+/// Passes everything through unless it is told to put together. Then whoever uses it has to read and then flush whenever it
+/// is woken, as an HTTP/2 connection does.
 pub struct Coalesced<T> {
     inner: T,
     enabled: bool,
     buffer: Vec<u8>,
     /// How much of the buffer is written.
     written: usize,
-    /// A flush has been put off, and its task woken.
-    due: bool,
+    flush: Flush,
 }
 
 impl<T: AsyncWrite + Unpin> Coalesced<T> {
@@ -32,7 +44,7 @@ impl<T: AsyncWrite + Unpin> Coalesced<T> {
             enabled,
             buffer: Vec::new(),
             written: 0,
-            due: false,
+            flush: Flush::NotAsked,
         }
     }
 
@@ -48,7 +60,7 @@ impl<T: AsyncWrite + Unpin> Coalesced<T> {
         // Most connections are silent most of the time: they are to hold no memory then.
         self.buffer = Vec::new();
         self.written = 0;
-        self.due = false;
+        self.flush = Flush::NotAsked;
         Poll::Ready(Ok(()))
     }
 
@@ -67,6 +79,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Coalesced<T> {
         context: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.flush == Flush::PutOff {
+            self.flush = Flush::Due;
+        }
         Pin::new(&mut self.inner).poll_read(context, into)
     }
 }
@@ -108,11 +123,15 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Coalesced<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.buffer.is_empty() && !self.due && self.buffer.len() < LIMIT {
-            self.due = true;
-            // The task goes behind those that are ready now.
-            context.waker().wake_by_ref();
-            return Poll::Ready(Ok(()));
+        match self.flush {
+            Flush::NotAsked if !self.buffer.is_empty() => {
+                self.flush = Flush::PutOff;
+                // The task goes behind those that are ready now.
+                context.waker().wake_by_ref();
+                return Poll::Ready(Ok(()));
+            }
+            Flush::PutOff => return Poll::Ready(Ok(())),
+            Flush::NotAsked | Flush::Due => {}
         }
         ready!(self.drain(context))?;
         Pin::new(&mut self.inner).poll_flush(context)
@@ -144,11 +163,14 @@ mod tests {
         let mut io = Coalesced::new(near, true);
         for frame in ["one ", "two ", "three"] {
             io.write_all(frame.as_bytes()).await.unwrap();
+            flush_once(&mut io).await;
         }
-        flush_once(&mut io).await;
         let mut read = [0; 64];
         let early = tokio::time::timeout(std::time::Duration::ZERO, far.read(&mut read)).await;
         assert!(early.is_err(), "put off");
+        // The next turn begins with a read.
+        let nothing = tokio::time::timeout(std::time::Duration::ZERO, io.read(&mut read)).await;
+        assert!(nothing.is_err());
         flush_once(&mut io).await;
         let count = far.read(&mut read).await.unwrap();
         assert_eq!(&read[..count], b"one two three");
