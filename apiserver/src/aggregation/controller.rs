@@ -7,13 +7,12 @@ use std::time::Duration;
 use apimachinery::object;
 use apimachinery::status::{Result, Status};
 use serde_json::{Value, json};
-use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::local::{self, Definitions};
 use super::remote::{Remote, reach};
 use super::{GROUP, PLURAL, Route, Routes};
-use crate::cache::{Change, Selection};
+use crate::cache::{Receiver, Selection};
 use crate::registry::Registry;
 use crate::server::Server;
 use crate::services::resolve::{resolve, slices_of};
@@ -65,14 +64,14 @@ impl Controller {
     /// Until a watch ends, which it does when this was too slow for it.
     async fn follow(&mut self) -> Result<()> {
         let registry = self.server.registry.clone();
-        let mut services = changes(&registry, GROUP, PLURAL, Selection::default()).await?;
+        let services = changes(&registry, GROUP, PLURAL, Selection::default()).await?;
         let (group, plural) = ("apiextensions.k8s.io", "customresourcedefinitions");
-        let mut definitions = changes(&registry, group, plural, Selection::default()).await?;
+        let definitions = changes(&registry, group, plural, Selection::default()).await?;
         loop {
             self.sync().await?;
             tokio::select! {
-                open = next(&mut services) => if !open { return Ok(()) },
-                open = next(&mut definitions) => if !open { return Ok(()) },
+                open = services.changed() => if !open { return Ok(()) },
+                open = definitions.changed() => if !open { return Ok(()) },
             }
         }
     }
@@ -167,19 +166,10 @@ async fn changes(
     group: &str,
     plural: &str,
     selection: Selection,
-) -> Result<Receiver<Change>> {
+) -> Result<Receiver> {
     let cache = registry.cache_of(group, plural)?;
     let reached = cache.loaded().await?;
     Ok(cache.subscribe(selection, false, reached).receiver)
-}
-
-/// Waits for a change, and takes all that have come with it. False when the watch has ended.
-async fn next(changes: &mut Receiver<Change>) -> bool {
-    if changes.recv().await.is_none() {
-        return false;
-    }
-    while changes.try_recv().is_ok() {}
-    true
 }
 
 /// Asks a server whether it is there: at once, when its Service or endpoints change, and every now and then.
@@ -201,10 +191,10 @@ async fn round(server: &Arc<Server>, remote: &Remote, failures: &mut u32) -> Res
     let registry = &server.registry;
     let mut only = Selection::namespaced(&remote.namespace);
     only.name.clone_from(&remote.service);
-    let mut services = changes(registry, "", "services", only).await?;
+    let services = changes(registry, "", "services", only).await?;
     let selection = slices_of(&remote.namespace, &remote.service);
     let (group, plural) = ("discovery.k8s.io", "endpointslices");
-    let mut slices = changes(registry, group, plural, selection).await?;
+    let slices = changes(registry, group, plural, selection).await?;
     let condition = availability(registry, remote).await;
     let available = condition["status"] == "True";
     *failures = if available {
@@ -225,8 +215,8 @@ async fn round(server: &Arc<Server>, remote: &Remote, failures: &mut u32) -> Res
         failures => RECHECK.min(FIRST_RETRY * 2u32.saturating_pow(failures - 1)),
     };
     tokio::select! {
-        _ = next(&mut services) => {}
-        _ = next(&mut slices) => {}
+        _ = services.changed() => {}
+        _ = slices.changed() => {}
         () = tokio::time::sleep(again) => {}
     }
     Ok(())

@@ -4,10 +4,12 @@
 //! it again. The cache follows the store through one watch, starts with the first request for its resource, and
 //! says how fresh it is: a reader asks the store for its revision and waits until the cache has seen it.
 //!
-//! [`object`] is what is kept, [`selection`] what a reader may ask for, [`state`] the data behind the lock with the
-//! fan-out to watchers, and this module the task that follows the store.
+//! [`object`] is what is kept, [`selection`] what a reader may ask for, [`change`] what happens to an object, [`state`] the
+//! data behind the lock, [`queue`] what waits for one watcher, and this module the task that follows the store.
 
+mod change;
 mod object;
+mod queue;
 mod selection;
 mod state;
 
@@ -21,13 +23,16 @@ use parking_lot::{Mutex, RwLock};
 use storage::{Event as StoreEvent, EventKind, Progress, Range, Store};
 use tokio::sync::watch;
 
+pub use change::{Change, ChangeKind, Wire};
 pub use object::Object;
+pub use queue::Receiver;
 pub use selection::Selection;
-pub use state::{Change, ChangeKind, Snapshot, Subscription};
+pub use state::{Snapshot, Subscription};
 
 use crate::codec;
 use crate::fields::Fields;
 use crate::registry::versions::{Versions, revive};
+use change::Update;
 use state::State;
 
 /// How long a read waits for the cache to reach a revision (Kubernetes' blockTimeout).
@@ -219,7 +224,11 @@ impl WatchCache {
     }
 
     /// A change out of the store's history, as a watcher with this selection sees it.
-    async fn replay(&self, event: &StoreEvent, selection: &Selection) -> Result<Option<Change>> {
+    async fn replay(
+        &self,
+        event: &StoreEvent,
+        selection: &Selection,
+    ) -> Result<Option<Arc<Change>>> {
         let previous = match &event.prev_kv {
             Some(kv) => {
                 let value = self.revive(vec![kv.value.clone()]).await?;
@@ -234,12 +243,13 @@ impl WatchCache {
             }
             EventKind::Delete => None,
         };
-        Ok(state::transition(
-            current.as_ref(),
-            previous.as_ref(),
-            event.revision(),
-            selection,
-        ))
+        let revision = event.revision();
+        let update = Update {
+            revision,
+            current,
+            previous,
+        };
+        Ok(update.seen_by(selection))
     }
 
     async fn revive(&self, stored: Vec<Bytes>) -> Result<Vec<Bytes>> {

@@ -4,76 +4,32 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-
+use super::change::{Change, ChangeKind, Shared, Update};
+use super::queue::{Receiver, Sender, queue};
 use super::{Object, Selection};
 
 /// How many changes, and how many bytes of objects in them, are remembered for watches that resume. Older ones
 /// come from the store's history.
 const RECENT_CHANGES: usize = 1024;
 const RECENT_BYTES: usize = 2 << 20;
-/// How many changes a watcher may be behind before it is cut off.
-const WATCHER_BUFFER: usize = 4096;
-/// The same in bytes of large objects. As many small ones as the buffer takes have no more, and are not weighed.
-const WATCHER_BYTES: u32 = 32 << 20;
-const LIGHT: u32 = WATCHER_BYTES / WATCHER_BUFFER as u32;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ChangeKind {
-    Added,
-    Modified,
-    Deleted,
-}
-
-/// A change as one watcher sees it.
-#[derive(Debug)]
-pub struct Change {
-    pub kind: ChangeKind,
-    /// For `Deleted`: the last state, at the revision of the change.
-    pub object: Arc<Object>,
-    /// What it takes of the watcher's room until it is on its way.
-    weight: Option<OwnedSemaphorePermit>,
-}
-
-impl Change {
-    fn new(kind: ChangeKind, object: Arc<Object>) -> Self {
-        Self {
-            kind,
-            object,
-            weight: None,
-        }
-    }
-}
-
-/// A change of the resource, before any selection.
-struct Recent {
-    revision: u64,
-    current: Option<Arc<Object>>,
-    previous: Option<Arc<Object>>,
-}
+/// So many watchers are never searched for those that are gone.
+const FEW: usize = 64;
 
 struct Watcher {
     selection: Selection,
     /// It knows everything up to this revision, which may be more than the cache does: it heard it from another server.
     after: u64,
-    sender: mpsc::Sender<Change>,
-    /// Bytes of large objects that its buffer still has room for.
-    room: Arc<Semaphore>,
+    sender: Sender,
 }
 
 impl Watcher {
     /// False if the watcher is gone, or too far behind.
-    fn send(&self, mut change: Change) -> bool {
-        // One that is larger than all room is sent when no other large one waits.
-        let bytes = u32::try_from(change.object.bytes.len())
-            .map_or(WATCHER_BYTES, |bytes| bytes.min(WATCHER_BYTES));
-        if bytes > LIGHT {
-            let Ok(weight) = self.room.clone().try_acquire_many_owned(bytes) else {
-                return false;
-            };
-            change.weight = Some(weight);
-        }
-        self.sender.try_send(change).is_ok()
+    fn send(&self, updates: &[Shared]) -> bool {
+        let new = updates
+            .iter()
+            .filter(|shared| shared.update.revision > self.after);
+        self.sender
+            .send(new.filter_map(|shared| shared.seen_by(&self.selection)))
     }
 }
 
@@ -89,15 +45,14 @@ pub struct Snapshot {
 /// What a watcher holds: changes that it has to see first, then those that come.
 #[derive(Debug)]
 pub struct Subscription {
-    pub initial: VecDeque<Change>,
-    /// Ends when the watcher is too slow or the cache had to start over.
-    pub receiver: mpsc::Receiver<Change>,
+    pub initial: VecDeque<Arc<Change>>,
+    pub receiver: Receiver,
     /// The revision as of which `initial` ends.
     pub revision: u64,
 }
 
 impl Subscription {
-    pub(super) fn prepend(&mut self, earlier: Vec<Change>) {
+    pub(super) fn prepend(&mut self, earlier: Vec<Arc<Change>>) {
         let mut all = VecDeque::from(earlier);
         all.append(&mut self.initial);
         self.initial = all;
@@ -107,13 +62,15 @@ impl Subscription {
 #[derive(Default)]
 pub(super) struct State {
     objects: BTreeMap<Box<str>, Arc<Object>>,
-    recent: VecDeque<Recent>,
+    recent: VecDeque<Update>,
     recent_bytes: usize,
     /// `recent` holds every change after this revision.
     recent_after: u64,
     last_change: u64,
     position: u64,
     watchers: Vec<Watcher>,
+    /// Once there are so many watchers, those that are gone are looked for.
+    purge_at: usize,
     /// Watches end as soon as they begin.
     closed: bool,
 }
@@ -190,59 +147,35 @@ impl State {
 
     /// Applies changes in the order of their revisions and tells the watchers.
     pub fn apply(&mut self, changes: Vec<(&str, Option<Arc<Object>>, u64)>, revision: u64) {
+        let mut updates = Vec::with_capacity(changes.len());
         for (key, current, revision) in changes {
             let previous = match &current {
                 Some(object) => self.objects.insert(key.into(), object.clone()),
                 None => self.objects.remove(key),
             };
             self.last_change = revision;
-            self.dispatch(&Recent {
-                revision,
-                current: current.clone(),
-                previous: previous.clone(),
-            });
-            self.remember(Recent {
+            updates.push(Shared::from(Update {
                 revision,
                 current,
                 previous,
-            });
+            }));
+        }
+        // All updates for one watcher after the other: it is woken once.
+        self.watchers.retain(|watcher| watcher.send(&updates));
+        for shared in updates {
+            self.remember(shared.update);
         }
         self.position = revision;
     }
 
-    fn dispatch(&mut self, change: &Recent) {
-        self.watchers.retain(|watcher| {
-            if change.revision <= watcher.after {
-                return true;
-            }
-            let seen = transition(
-                change.current.as_ref(),
-                change.previous.as_ref(),
-                change.revision,
-                &watcher.selection,
-            );
-            match seen {
-                Some(seen) => watcher.send(seen),
-                None => true,
-            }
-        });
-    }
-
-    fn remember(&mut self, change: Recent) {
-        let size = |change: &Recent| {
-            [&change.current, &change.previous]
-                .into_iter()
-                .flatten()
-                .map(|object| object.bytes.len())
-                .sum::<usize>()
-        };
-        self.recent_bytes += size(&change);
-        self.recent.push_back(change);
+    fn remember(&mut self, update: Update) {
+        self.recent_bytes += update.bytes();
+        self.recent.push_back(update);
         while self.recent.len() > RECENT_CHANGES || self.recent_bytes > RECENT_BYTES {
             let Some(oldest) = self.recent.pop_front() else {
                 break;
             };
-            self.recent_bytes -= size(&oldest);
+            self.recent_bytes -= oldest.bytes();
             self.recent_after = oldest.revision;
         }
     }
@@ -268,33 +201,32 @@ impl State {
         let start = self
             .recent
             .partition_point(|change| change.revision <= revision);
-        let initial = self.recent.range(start..).filter_map(|change| {
-            transition(
-                change.current.as_ref(),
-                change.previous.as_ref(),
-                change.revision,
-                selection,
-            )
-        });
-        let initial = initial.collect();
+        let recent = self.recent.range(start..);
+        let initial = recent
+            .filter_map(|update| update.seen_by(selection))
+            .collect();
         Some(self.join(selection.clone(), initial, revision, revision))
     }
 
     fn join(
         &mut self,
         selection: Selection,
-        initial: VecDeque<Change>,
+        initial: VecDeque<Arc<Change>>,
         reached: u64,
         after: u64,
     ) -> Subscription {
-        let (sender, receiver) = mpsc::channel(WATCHER_BUFFER);
-        self.watchers.retain(|watcher| !watcher.sender.is_closed());
+        let (sender, receiver) = queue();
+        // Those that are gone are dropped with the next change that they would have seen, which may never come.
+        if self.watchers.len() >= self.purge_at.max(FEW) {
+            self.watchers
+                .retain(|watcher| !watcher.sender.is_abandoned());
+            self.purge_at = self.watchers.len() * 2;
+        }
         if !self.closed {
             self.watchers.push(Watcher {
                 selection,
                 after,
                 sender,
-                room: Arc::new(Semaphore::new(WATCHER_BYTES as usize)),
             });
         }
         Subscription {
@@ -305,30 +237,10 @@ impl State {
     }
 }
 
-/// What a change means for who watches a selection: an update that enters it is an addition, one that leaves it
-/// a deletion.
-pub(super) fn transition(
-    current: Option<&Arc<Object>>,
-    previous: Option<&Arc<Object>>,
-    revision: u64,
-    selection: &Selection,
-) -> Option<Change> {
-    let now = current.filter(|object| selection.matches(object));
-    let before = previous.filter(|object| selection.matches(object));
-    match (now, before) {
-        (Some(object), None) => Some(Change::new(ChangeKind::Added, object.clone())),
-        (Some(object), Some(_)) => Some(Change::new(ChangeKind::Modified, object.clone())),
-        (None, Some(object)) => {
-            let last = Arc::new(object.moved_to(revision));
-            Some(Change::new(ChangeKind::Deleted, last))
-        }
-        (None, None) => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::queue::MOST_CHANGES;
     use crate::fields;
 
     fn pod(name: &str, node: &str, revision: u64) -> Option<Arc<Object>> {
@@ -354,7 +266,7 @@ mod tests {
         let mut seen: Vec<_> = initial
             .map(|change| (change.kind, change.object.revision))
             .collect();
-        while let Ok(change) = subscription.receiver.try_recv() {
+        while let Some(change) = subscription.receiver.try_recv() {
             seen.push((change.kind, change.object.revision));
         }
         seen
@@ -407,7 +319,7 @@ mod tests {
     fn large_objects_are_weighed_while_they_wait() {
         let mut state = State::default();
         state.reset(vec![], 1);
-        let mut reads = state.subscribe(Selection::default(), false, 1);
+        let reads = state.subscribe(Selection::default(), false, 1);
         let slow = state.subscribe(Selection::default(), false, 1);
         let large = "x".repeat(1 << 20);
         let mut seen = 0;
@@ -416,14 +328,14 @@ mod tests {
                 vec![("ns/a", pod("a", &large, revision), revision)],
                 revision,
             );
-            while reads.receiver.try_recv().is_ok() {
+            while reads.receiver.try_recv().is_some() {
                 seen += 1;
             }
         }
         assert_eq!((seen, state.watchers.len()), (98, 1));
-        assert!(slow.receiver.is_closed() && slow.receiver.len() < 32);
-        let room = state.watchers[0].room.available_permits();
-        assert_eq!(room, WATCHER_BYTES as usize);
+        assert!(slow.receiver.is_ended());
+        let waiting = std::iter::from_fn(|| slow.receiver.try_recv()).count();
+        assert!((16..32).contains(&waiting), "{waiting}");
     }
 
     #[test]
@@ -431,10 +343,10 @@ mod tests {
         let mut state = State::default();
         state.reset(vec![], 1);
         let slow = state.subscribe(Selection::default(), false, 1);
-        for revision in 2..WATCHER_BUFFER as u64 + 10 {
+        for revision in 2..MOST_CHANGES as u64 + 10 {
             state.apply(vec![("ns/a", pod("a", "", revision), revision)], revision);
         }
-        assert!(state.watchers.is_empty() && slow.receiver.is_closed());
+        assert!(state.watchers.is_empty() && slow.receiver.is_ended());
         assert_eq!(state.recent.len(), RECENT_CHANGES);
         assert!(state.subscribe_from(&Selection::default(), 2).is_none());
         assert!(
@@ -442,5 +354,48 @@ mod tests {
                 .subscribe_from(&Selection::default(), state.recent_after)
                 .is_some()
         );
+    }
+
+    #[test]
+    fn those_that_are_gone_are_forgotten() {
+        let mut state = State::default();
+        state.reset(vec![], 1);
+        let stays = state.subscribe(Selection::default(), false, 1);
+        for _ in 0..10 * FEW {
+            // Nothing ever happens on this node, so no event would find that it is gone.
+            drop(state.subscribe(on_node("idle"), false, 1));
+        }
+        assert!(state.watchers.len() <= 2 * FEW, "{}", state.watchers.len());
+        assert!(!stays.receiver.is_ended());
+    }
+
+    #[test]
+    fn watchers_share_what_they_see() {
+        let mut state = State::default();
+        state.reset(vec![], 1);
+        let [one, other] = [1, 1].map(|at| state.subscribe(Selection::default(), false, at));
+        let narrow = state.subscribe(on_node("n1"), false, 1);
+        let (bound, moved) = (pod("a", "n1", 2), pod("a", "n2", 3));
+        state.apply(vec![("ns/a", bound, 2), ("ns/a", moved, 3)], 3);
+        let next = |subscription: &Subscription| subscription.receiver.try_recv().unwrap();
+        let added = next(&one);
+        assert!(Arc::ptr_eq(&added, &next(&other)) && Arc::ptr_eq(&added, &next(&narrow)));
+        let modified = next(&one);
+        assert!(Arc::ptr_eq(&modified, &next(&other)));
+        let left = next(&narrow);
+        assert_eq!(
+            (modified.kind, left.kind),
+            (ChangeKind::Modified, ChangeKind::Deleted)
+        );
+        assert_eq!(left.object.revision, 3);
+        let mut made = 0;
+        for _ in 0..2 {
+            let event = added.event(super::super::Wire::Json, || {
+                made += 1;
+                b"event".to_vec()
+            });
+            assert_eq!(event, "event");
+        }
+        assert_eq!(made, 1);
     }
 }

@@ -89,13 +89,10 @@ impl Controller {
 
     async fn follow(self: &Arc<Self>) -> Result<()> {
         let reached = self.cache.loaded().await?;
-        let mut changes = self.cache.subscribe(Selection::default(), false, reached);
+        let changes = self.cache.subscribe(Selection::default(), false, reached);
         loop {
             let again = self.pass().await;
-            let next = async {
-                let mut batch = Vec::new();
-                changes.receiver.recv_many(&mut batch, 256).await > 0
-            };
+            let next = changes.receiver.changed();
             // Something failed, or waits for somebody else: look again soon.
             let soon = async {
                 match again {

@@ -49,19 +49,18 @@ async fn follow(registry: &Registry, fairness: &Arc<Fairness>) -> Result<()> {
         let subscription = cache.subscribe(Selection::default(), false, reached);
         Result::Ok(subscription.receiver)
     };
-    let mut levels = changes(LEVELS).await?;
-    let mut schemas = changes(SCHEMAS).await?;
+    let levels = changes(LEVELS).await?;
+    let schemas = changes(SCHEMAS).await?;
     loop {
         sync(registry, fairness).await?;
-        let changed = tokio::select! {
-            change = levels.recv() => change,
-            change = schemas.recv() => change,
+        let more = tokio::select! {
+            more = levels.changed() => more,
+            more = schemas.changed() => more,
         };
         // A watch ends when this was too slow for it.
-        if changed.is_none() {
+        if !more {
             return Ok(());
         }
-        while levels.try_recv().is_ok() || schemas.try_recv().is_ok() {}
     }
 }
 

@@ -17,9 +17,9 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::protobuf;
 use super::respond::{Presenter, bookmark, reply};
 use crate::body::{Body, Reply};
-use crate::cache::{Change, ChangeKind, Selection, Subscription, WatchCache};
+use crate::cache::{Change, ChangeKind, Receiver, Selection, Subscription, WatchCache, Wire};
 use crate::codec::write_json;
-use crate::negotiate::{Accept, Format};
+use crate::negotiate::{Accept, Format, Shape};
 use crate::query::Query;
 use crate::registry::Registry;
 use crate::registry::read::ListOptions;
@@ -107,10 +107,12 @@ async fn subscribe(
 struct Watcher {
     cache: Arc<WatchCache>,
     served: Arc<Served>,
-    initial: VecDeque<Change>,
-    receiver: tokio::sync::mpsc::Receiver<Change>,
+    initial: VecDeque<Arc<Change>>,
+    receiver: Receiver,
     accept: Accept,
     query: Query,
+    /// How events are written, if that depends on nothing else.
+    wire: Option<Wire>,
     bookmarks: bool,
     /// The end of the initial objects is still to be announced.
     initial_end: bool,
@@ -142,6 +144,11 @@ impl Watcher {
             Some(seconds) if seconds > 0 => seconds.min(7 * 24 * 3600),
             _ => rand::rng().random_range(MIN_TIMEOUT..2 * MIN_TIMEOUT),
         };
+        let stored = accept.shape == Shape::Plain && !served.converts();
+        let wire = stored.then_some(match accept.format {
+            Format::Protobuf => Wire::Protobuf,
+            _ => Wire::Json,
+        });
         let now = Instant::now();
         let deadline = now + Duration::from_secs(seconds);
         Self {
@@ -151,6 +158,7 @@ impl Watcher {
             receiver: subscription.receiver,
             accept,
             query,
+            wire,
             bookmarks: options.allow_bookmarks,
             initial_end,
             revision: subscription.revision,
@@ -180,21 +188,50 @@ impl Watcher {
     /// The changes that are there, up to a chunk of them. Once none is left and none will come, the watch has ended: cut
     /// off, or the cache started over, and the client takes it up from its last version.
     fn changes(&mut self, context: &mut Context<'_>) -> Option<Bytes> {
+        // Nearly always it is one, which goes out as it is.
+        let first = self.next(context)?;
+        let mut more = Vec::new();
+        while first.len().max(more.len()) < CHUNK
+            && let Some(event) = self.next(context)
+        {
+            if more.is_empty() {
+                more.extend_from_slice(&first);
+            }
+            more.extend_from_slice(&event);
+        }
+        Some(match more.is_empty() {
+            true => first,
+            false => more.into(),
+        })
+    }
+
+    fn next(&mut self, context: &mut Context<'_>) -> Option<Bytes> {
+        match self.receiver.poll_recv(context) {
+            Poll::Ready(Some(change)) => {
+                self.revision = self.revision.max(change.object.revision);
+                Some(self.event(&change))
+            }
+            Poll::Ready(None) => {
+                self.ended = true;
+                None
+            }
+            Poll::Pending => None,
+        }
+    }
+
+    /// One event; watchers that see the same share its bytes.
+    fn event(&mut self, change: &Change) -> Bytes {
         let mut out = Vec::new();
-        while out.len() < CHUNK {
-            match self.receiver.poll_recv(context) {
-                Poll::Ready(Some(change)) => {
-                    self.revision = self.revision.max(change.object.revision);
-                    self.write(&mut out, &change);
-                }
-                Poll::Ready(None) => {
-                    self.ended = true;
-                    break;
-                }
-                Poll::Pending => break,
+        match self.wire {
+            Some(wire) => change.event(wire, || {
+                self.write(&mut out, change);
+                out
+            }),
+            None => {
+                self.write(&mut out, change);
+                out.into()
             }
         }
-        (!out.is_empty()).then(|| out.into())
     }
 
     fn wake_at(&self) -> Instant {
