@@ -3,7 +3,7 @@
 //!
 //! [`rows`] lists the measurements; each starts what it needs from nothing and stops it again. [`plane`] starts a control
 //! plane of real programs, Skiff's or (with `--peer DIR`) Kubernetes' own, both with the same flags, certificates and
-//! load. [`load`] is the client, [`process`] reads the kernel's figures, [`report`] prints a Markdown table with ratios
+//! load. [`load`] is the client, [`watching`] that of many watches, [`process`] reads the kernel's figures, [`report`] prints a Markdown table with ratios
 //! from that one run. `bench/README.md` has the commands and what bounds each figure.
 
 pub mod load;
@@ -12,3 +12,4 @@ pub mod plane;
 pub mod process;
 pub mod report;
 pub mod rows;
+pub mod watching;

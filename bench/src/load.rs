@@ -10,13 +10,22 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
+use tokio::io::BufReader;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::watching::Watches;
+
+/// How much is read off a socket at once.
+const READ: usize = 64 << 10;
+
+pub type Secured = TlsStream<BufReader<TcpStream>>;
 
 /// Whom to talk to, and as whom.
 #[derive(Clone)]
@@ -31,36 +40,28 @@ pub struct Connection {
 }
 
 impl Client {
-    async fn dial(
-        &self,
-        protocol: &[u8],
-    ) -> Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
+    async fn dial(&self, protocol: &[u8]) -> Result<Secured> {
         let socket = TcpStream::connect(self.address).await?;
         socket.set_nodelay(true)?;
+        // Without it, TLS asks the system for four times as many pieces.
+        let socket = BufReader::with_capacity(READ, socket);
         let mut tls = (*self.tls).clone();
         tls.alpn_protocols = vec![protocol.to_vec()];
         let name = ServerName::IpAddress(self.address.ip().into());
-        Ok(TokioIo::new(
-            TlsConnector::from(Arc::new(tls))
-                .connect(name, socket)
-                .await?,
-        ))
+        let connector = TlsConnector::from(Arc::new(tls));
+        Ok(connector.connect(name, socket).await?)
     }
 
     pub async fn connect(&self) -> Result<Connection> {
-        let (sender, connection) = http1::handshake(self.dial(b"http/1.1").await?).await?;
+        let (sender, connection) =
+            http1::handshake(TokioIo::new(self.dial(b"http/1.1").await?)).await?;
         tokio::spawn(connection);
         Ok(Connection { sender })
     }
 
-    /// One HTTP/2 connection, for many streams.
-    pub async fn multiplexed(&self) -> Result<http2::SendRequest<Full<Bytes>>> {
-        let io = self.dial(b"h2").await?;
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .handshake(io)
-            .await?;
-        tokio::spawn(connection);
-        Ok(sender)
+    /// One HTTP/2 connection, for many watches.
+    pub async fn watches(&self) -> Result<Watches<Secured>> {
+        Ok(Watches::new(self.dial(b"h2").await?))
     }
 
     /// One request on a connection of its own; its answer if it went well.

@@ -1,19 +1,16 @@
 //! Many watchers of one kind: how long until the last of them has heard of a write, and what one costs.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use bytes::BytesMut;
+use anyhow::{Context, Result, anyhow};
 use http::Method;
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use memchr::{memmem, memrchr};
+use memchr::memmem;
 use tokio::sync::Notify;
 
 use super::Setting;
-use crate::load::{self, Client};
+use crate::load::Client;
 use crate::objects;
 use crate::plane::{Plane, Store};
 use crate::report::{Figure, Unit};
@@ -34,14 +31,53 @@ struct Heard {
     last: Vec<AtomicU64>,
     events: AtomicUsize,
     all: Notify,
+    /// Why a connection is read no more.
+    failure: Mutex<Option<anyhow::Error>>,
 }
 
 impl Heard {
+    /// All watchers of a connection have heard of a write.
     fn note(&self, write: usize, at: Duration) {
-        if let Some(last) = self.last.get(write) {
-            last.fetch_max(at.as_micros() as u64, Ordering::Relaxed);
-            if self.events.fetch_add(1, Ordering::Relaxed) + 1 == WRITES * WATCHERS {
-                self.all.notify_one();
+        self.last[write].fetch_max(at.as_micros() as u64, Ordering::Relaxed);
+        if self.events.fetch_add(PER_CONNECTION, Ordering::Relaxed) + PER_CONNECTION
+            == WRITES * WATCHERS
+        {
+            self.all.notify_one();
+        }
+    }
+
+    fn fail(&self, error: anyhow::Error) {
+        if let Ok(mut failure) = self.failure.lock() {
+            failure.get_or_insert(error);
+        }
+        self.all.notify_one();
+    }
+}
+
+/// What the watchers of one connection have heard.
+struct Listener {
+    heard: Arc<Heard>,
+    started: Instant,
+    /// How many have heard of each write.
+    counts: Vec<usize>,
+    /// The write that each is to hear of next: all of them, in order.
+    next: Vec<usize>,
+}
+
+impl Listener {
+    fn take(&mut self, watcher: usize, lines: &[u8]) {
+        for start in memmem::find_iter(lines, MARK) {
+            let write = number(&lines[start + MARK.len()..]);
+            if write != self.next[watcher] || write >= WRITES {
+                let expected = self.next[watcher];
+                self.heard
+                    .fail(anyhow!("write {write} came where {expected} was due"));
+                return;
+            }
+            self.next[watcher] += 1;
+            self.counts[write] += 1;
+            if self.counts[write] == PER_CONNECTION {
+                self.heard.note(write, self.started.elapsed());
             }
         }
     }
@@ -77,6 +113,9 @@ async fn measure(plane: Plane) -> Result<Vec<Figure>> {
     tokio::time::timeout(Duration::from_secs(60), heard.all.notified())
         .await
         .context("a watcher missed a write")?;
+    if let Some(failure) = heard.failure.lock().ok().and_then(|mut f| f.take()) {
+        return Err(failure);
+    }
     let last = heard.last.iter();
     let last = last.map(|at| Duration::from_micros(at.load(Ordering::Relaxed)));
     let mut waits: Vec<Duration> = last.zip(&sent).map(|(l, s)| l.saturating_sub(*s)).collect();
@@ -101,39 +140,26 @@ async fn measure(plane: Plane) -> Result<Vec<Figure>> {
 
 /// Opens the watches of one connection; what each hears is noted in `heard`.
 async fn open(client: &Client, started: Instant, heard: &Arc<Heard>) -> Result<()> {
-    let mut connection = client.multiplexed().await?;
+    let mut watches = client.watches().await?;
+    let mut listener = Listener {
+        heard: heard.clone(),
+        started,
+        counts: vec![0; WRITES],
+        next: vec![0; PER_CONNECTION],
+    };
     let path = format!("{PATH}?watch=true&resourceVersion=0");
     for _ in 0..PER_CONNECTION {
-        let request = load::request(Method::GET, &path, None)?;
-        let answer = connection.send_request(request).await?;
-        if !answer.status().is_success() {
-            bail!("a watch was refused: {}", answer.status());
-        }
-        tokio::spawn(listen(answer.into_body(), started, heard.clone()));
+        let each = |watcher, lines: &[u8]| listener.take(watcher, lines);
+        watches.open("localhost", &path, each).await?;
     }
-    // The connection lives as long as one of its senders: the streams keep it.
+    let heard = heard.clone();
+    tokio::spawn(async move {
+        let each = |watcher, lines: &[u8]| listener.take(watcher, lines);
+        if let Err(error) = watches.listen(each).await {
+            heard.fail(error);
+        }
+    });
     Ok(())
-}
-
-async fn listen(mut body: Incoming, started: Instant, heard: Arc<Heard>) {
-    let mut rest = BytesMut::new();
-    while let Some(Ok(frame)) = body.frame().await {
-        let Ok(mut data) = frame.into_data() else {
-            continue;
-        };
-        let now = started.elapsed();
-        // Nearly always whole events come: those need not be put together.
-        if !rest.is_empty() || data.last() != Some(&b'\n') {
-            rest.extend_from_slice(&data);
-            let Some(end) = memrchr(b'\n', &rest) else {
-                continue;
-            };
-            data = rest.split_to(end + 1).freeze();
-        }
-        for start in memmem::find_iter(&data, MARK) {
-            heard.note(number(&data[start + MARK.len()..]), now);
-        }
-    }
 }
 
 /// The digits that a text begins with.
