@@ -19,23 +19,46 @@ impl Path {
     }
 
     pub fn child(&self, name: &str) -> Path {
-        if self.0.is_empty() {
-            Path(name.to_owned())
-        } else {
-            Path(format!("{}.{name}", self.0))
-        }
+        let dot = if self.0.is_empty() { "" } else { "." };
+        self.with(&[dot, name])
     }
 
     pub fn index(&self, index: usize) -> Path {
-        Path(format!("{}[{index}]", self.0))
+        let mut digits = [0; MOST_DIGITS];
+        self.with(&["[", decimal(index, &mut digits), "]"])
     }
 
     pub fn key(&self, key: &str) -> Path {
-        Path(format!("{}[{key}]", self.0))
+        self.with(&["[", key, "]"])
+    }
+
+    /// Put together without a formatter: validation asks for the path of every field, of which few have an error.
+    fn with(&self, parts: &[&str]) -> Path {
+        let length = parts
+            .iter()
+            .fold(self.0.len(), |sum, part| sum + part.len());
+        let mut path = String::with_capacity(length);
+        path.push_str(&self.0);
+        parts.iter().for_each(|part| path.push_str(part));
+        Path(path)
     }
 
     pub fn as_str(&self) -> &str {
         if self.0.is_empty() { "<nil>" } else { &self.0 }
+    }
+}
+
+const MOST_DIGITS: usize = 20;
+
+fn decimal(mut number: usize, digits: &mut [u8; MOST_DIGITS]) -> &str {
+    let mut at = MOST_DIGITS;
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            return std::str::from_utf8(&digits[at..]).unwrap_or_default();
+        }
     }
 }
 
@@ -347,6 +370,12 @@ mod tests {
             .child("env")
             .key("A b");
         assert_eq!(path.as_str(), "spec.containers[0].env[A b]");
+        for index in [9, 10, 123_456, usize::MAX] {
+            assert_eq!(
+                Path::root().child("a").index(index).as_str(),
+                format!("a[{index}]")
+            );
+        }
         let cases = [
             (Error::required(&path, ""), "Required value"),
             (Error::required(&path, "say why"), "Required value: say why"),

@@ -1,7 +1,5 @@
 //! Which fields differ between two documents of one schema.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Map, Value};
 
 use super::set::{Element, Set, field_element};
@@ -54,10 +52,10 @@ impl<'a> Side<'a> {
     }
 
     /// The only item that has an element, if any has.
-    fn only(items: &[&'a Value]) -> Side<'a> {
+    fn only(items: &[(Element, bool, &'a Value)]) -> Side<'a> {
         items
             .first()
-            .map_or(Side::Absent, |value| Side::Value(value))
+            .map_or(Side::Absent, |(_, _, value)| Side::Value(value))
     }
 
     fn value(self) -> Option<&'a Value> {
@@ -203,27 +201,30 @@ fn items(
     new: Side<'_>,
     found: &mut Comparison,
 ) -> Result<(), String> {
-    // Every element with its items on both sides: more than one of a side are duplicates.
-    let mut all: BTreeMap<Element, [Vec<&Value>; 2]> = BTreeMap::new();
-    for (side, values) in [old.items(), new.items()].into_iter().enumerate() {
+    // Every element with its items on both sides, in order: more than one of a side are duplicates.
+    let mut all: Vec<(Element, bool, &Value)> =
+        Vec::with_capacity(old.items().len() + new.items().len());
+    for (is_new, values) in [(false, old.items()), (true, new.items())] {
         for item in values {
-            let element = item_element(shape, list, item)?;
-            all.entry(element).or_default()[side].push(item);
+            all.push((item_element(shape, list, item)?, is_new, item));
         }
     }
+    all.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
     let place = shape.items();
-    for (element, [before, after]) in all {
+    for same_element in all.chunk_by(|a, b| a.0 == b.0) {
+        let element = &same_element[0].0;
+        let (before, after) = same_element.split_at(same_element.partition_point(|item| !item.1));
         let mut below = Comparison::default();
         let change = match (before.len(), after.len()) {
-            (0 | 1, 0 | 1) => node(place, Side::only(&before), Side::only(&after), &mut below)?,
+            (0 | 1, 0 | 1) => node(place, Side::only(before), Side::only(after), &mut below)?,
             (2.., 2..) => {
                 let equal = before.len() == after.len()
-                    && before.iter().zip(&after).all(|(a, b)| same(a, b));
+                    && before.iter().zip(after).all(|(a, b)| same(a.2, b.2));
                 if equal { Change::None } else { Change::Written }
             }
             // Duplicates are owned as one value; the single item is compared with nothing.
             (2.., _) => {
-                if let [only] = after[..] {
+                if let [(_, _, only)] = after {
                     node(place, Side::Absent, Side::Value(only), &mut below)?;
                     below.removed = Set::default();
                     found
@@ -233,7 +234,7 @@ fn items(
                 Change::Removed
             }
             (_, _) => {
-                if let [only] = before[..] {
+                if let [(_, _, only)] = before {
                     node(place, Side::Value(only), Side::Absent, &mut below)?;
                     below.written = Set::default();
                     found

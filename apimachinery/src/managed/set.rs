@@ -47,7 +47,9 @@ pub fn value_element(value: &Value) -> Option<Element> {
 
 /// The element of an item that its keys identify. The keys must be sorted.
 pub fn key_element<'a>(keys: impl IntoIterator<Item = (&'a str, &'a Value)>) -> Element {
-    let mut text = String::from("k:{");
+    // Enough for one key, which is the rule.
+    let mut text = String::with_capacity(64);
+    text.push_str("k:{");
     for (i, (name, value)) in keys.into_iter().enumerate() {
         if i > 0 {
             text.push(',');
@@ -332,18 +334,19 @@ impl Set {
 
     /// The set as `fieldsV1` has it.
     pub fn into_value(self) -> Value {
-        let mut fields = Map::new();
-        for node in self.nodes {
-            let mut below = match node.below.into_value() {
-                Value::Object(below) => below,
-                _ => Map::new(),
-            };
-            if node.member && !below.is_empty() {
-                below.insert(".".to_owned(), Value::Object(Map::new()));
-            }
-            fields.insert(node.element.into(), Value::Object(below));
-        }
-        Value::Object(fields)
+        Value::Object(self.into_fields(false))
+    }
+
+    /// The same, with a dot if the field that these are below is in the set itself.
+    fn into_fields(self, is_member: bool) -> Map<String, Value> {
+        let dot =
+            (is_member && !self.is_empty()).then(|| (".".to_owned(), Value::Object(Map::new())));
+        let fields = self.nodes.into_iter().map(|node| {
+            let below = node.below.into_fields(node.member);
+            (node.element.into(), Value::Object(below))
+        });
+        // Both come in order, of which the map is made at once.
+        dot.into_iter().chain(fields).collect()
     }
 
     /// Reads what `fieldsV1` has. Elements of unknown kinds are dropped.

@@ -74,25 +74,19 @@ impl Registry {
         meta::fill(&mut object, Self::now());
         let prefix = object::generate_name(&object).to_owned();
         let generated = object::name(&object).is_empty() && !prefix.is_empty();
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            if generated {
-                object::set_name(&mut object, &meta::generate(&prefix));
-            }
+        if !generated {
+            return self.create_named(target, object, call).await;
+        }
+        for _ in 0..NAME_ATTEMPTS {
+            object::set_name(&mut object, &meta::generate(&prefix));
             match self.create_named(target, object.clone(), call).await {
-                Err(error) if generated && error.is_already_exists() => {
-                    if attempt == NAME_ATTEMPTS {
-                        let name = object::name(&object);
-                        return Err(Status::generate_name_conflict(
-                            &target.group_resource(),
-                            name,
-                        ));
-                    }
-                }
+                Err(error) if error.is_already_exists() => {}
                 result => return result,
             }
         }
+        let name = object::name(&object);
+        let resource = target.group_resource();
+        Err(Status::generate_name_conflict(&resource, name))
     }
 
     async fn create_named(
