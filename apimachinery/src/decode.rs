@@ -20,7 +20,16 @@ const MORE_STACK: usize = 2 << 20;
 
 /// Reads one JSON document. Gives the paths of fields that occur more than once in the same object.
 pub fn decode_json(bytes: &[u8]) -> Result<(Value, Vec<String>), serde_json::Error> {
-    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    // To check all of it at once takes less than to check each string.
+    match std::str::from_utf8(bytes) {
+        Ok(text) => read_all(serde_json::Deserializer::from_str(text)),
+        Err(_) => read_all(serde_json::Deserializer::from_slice(bytes)),
+    }
+}
+
+fn read_all<'de, R: serde_json::de::Read<'de>>(
+    mut reader: serde_json::Deserializer<R>,
+) -> Result<(Value, Vec<String>), serde_json::Error> {
     let read = read::<String, _>(&mut reader)?;
     reader.end()?;
     Ok(read)

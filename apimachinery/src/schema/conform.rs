@@ -2,7 +2,7 @@
 
 use serde_json::{Number, Value};
 
-use super::{Arena, Node, NodeId, Scalar, Schema};
+use super::{Arena, Field, Node, NodeId, Scalar, Schema};
 use crate::quantity::{Format, Quantity};
 use crate::time;
 
@@ -17,14 +17,34 @@ impl Schema {
         if let Some(schema) = &self.open_api {
             return super::structural::conform_metadata(schema, document);
         }
+        match self.arena.native {
+            true => self.conform_native(document).map(drop),
+            false => Ok(()),
+        }
+    }
+
+    /// [`Self::conform`] and [`Self::prune`]: checks the types, and gives the unknown fields that are removed.
+    pub fn fit(&self, document: &mut Value) -> Result<Vec<String>, String> {
+        if self.open_api.is_none() && self.arena.native {
+            // One walk says that there is nothing to prune, which is the rule.
+            return Ok(match self.conform_native(document)? {
+                true => self.prune(document),
+                false => Vec::new(),
+            });
+        }
+        self.conform(document)?;
+        Ok(self.prune(document))
+    }
+
+    /// Whether there are unknown fields.
+    fn conform_native(&self, document: &mut Value) -> Result<bool, String> {
         let mut conformer = Conformer {
             arena: &self.arena,
             path: Vec::new(),
+            unknown: false,
         };
-        match self.arena.native {
-            true => conformer.visit(self.root, document, ""),
-            false => Ok(()),
-        }
+        conformer.visit(self.root, document, "")?;
+        Ok(conformer.unknown)
     }
 
     /// The same for a part of a document, whose path is shown in messages.
@@ -32,6 +52,7 @@ impl Schema {
         let mut conformer = Conformer {
             arena: &self.arena,
             path: path.to_vec(),
+            unknown: false,
         };
         conformer.visit(self.root, part, "ObjectMeta")
     }
@@ -40,10 +61,12 @@ impl Schema {
 struct Conformer<'a> {
     arena: &'a Arena,
     path: Vec<&'a str>,
+    /// A field has been met that no schema knows.
+    unknown: bool,
 }
 
 impl<'a> Conformer<'a> {
-    /// `owner` is the Go struct that has the field at hand.
+    /// `owner` is the type that has the field at hand.
     fn visit(&mut self, id: NodeId, value: &mut Value, owner: &str) -> Result<(), String> {
         let arena = self.arena;
         match (arena.node(id), value) {
@@ -57,28 +80,25 @@ impl<'a> Conformer<'a> {
             (Node::Either(object), value) => self.visit(*object, value, owner),
             (Node::Scalar(scalar), value) => self.scalar(*scalar, value, owner, id),
             (Node::Object(object), Value::Object(fields)) => {
-                fields.retain(|name, value| match (object.field(name), value) {
-                    (None, _) => true,
-                    (Some(_), Value::Null) => false,
-                    (Some(field), Value::Array(items)) => {
-                        field.required
-                            || !items.is_empty()
-                            || !matches!(arena.node(field.node), Node::List(_))
-                    }
-                    (Some(field), Value::Object(entries)) => {
-                        field.required
-                            || !entries.is_empty()
-                            || !matches!(arena.node(field.node), Node::Map(_))
-                    }
-                    _ => true,
-                });
-                let owner = object.name.rsplit('.').next().unwrap_or_default();
+                let mut omitted = false;
                 for (name, value) in fields.iter_mut() {
-                    if let Some(field) = object.field(name) {
-                        self.path.push(&field.name);
-                        self.visit(field.node, value, owner)?;
-                        self.path.pop();
+                    let Some(field) = object.field(name) else {
+                        self.unknown |= !object.open;
+                        continue;
+                    };
+                    if omits(arena, field, value) {
+                        omitted = true;
+                        continue;
                     }
+                    self.path.push(&field.name);
+                    self.visit(field.node, value, &object.name)?;
+                    self.path.pop();
+                }
+                if omitted {
+                    fields.retain(|name, value| {
+                        let field = object.field(name);
+                        !field.is_some_and(|field| omits(arena, field, value))
+                    });
                 }
                 Ok(())
             }
@@ -173,11 +193,27 @@ impl<'a> Conformer<'a> {
             true => format!("json: cannot unmarshal {found} into Go value of type {go}"),
             false => {
                 let path = self.path.join(".");
+                // The Go struct, without its package.
+                let owner = owner.rsplit('.').next().unwrap_or_default();
                 format!(
                     "json: cannot unmarshal {found} into Go struct field {owner}.{path} of type {go}"
                 )
             }
         }
+    }
+}
+
+/// Whether Go writes nothing for this value of a field.
+fn omits(arena: &Arena, field: &Field, value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => {
+            items.is_empty() && !field.required && matches!(arena.node(field.node), Node::List(_))
+        }
+        Value::Object(entries) => {
+            entries.is_empty() && !field.required && matches!(arena.node(field.node), Node::Map(_))
+        }
+        _ => false,
     }
 }
 

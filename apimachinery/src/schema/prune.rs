@@ -48,19 +48,22 @@ impl<'a> Pruner<'a> {
         let schema = self.schema;
         match (schema.node(id), value) {
             (Node::Object(object), Value::Object(fields)) => {
-                fields.retain(|key, value| {
+                let mut unknown = false;
+                for (key, value) in fields.iter_mut() {
                     match object.field(key) {
                         Some(field) if value.is_object() || value.is_array() => {
                             self.descend(Step::Field(&field.name), field.node, value);
                         }
                         None if !object.open => {
                             self.report(key);
-                            return false;
+                            unknown = true;
                         }
                         _ => {}
                     }
-                    true
-                });
+                }
+                if unknown {
+                    fields.retain(|key, _| object.field(key).is_some());
+                }
             }
             (Node::Map(map), Value::Object(entries)) if !schema.is_leaf(map.values) => {
                 for (key, value) in entries.iter_mut() {
@@ -121,9 +124,12 @@ mod tests {
             "metadata": {"name": "a", "labels": {"any": "thing"}, "managedFields": [{"fieldsV1": {"f:x": {}}}]},
             "spec": {"replicass": 1, "template": {"spec": {"containers": [{"name": "a"}, {"imagee": "b"}]}}},
         });
-        let unknown = Schema::builtin("apps", "v1", "Deployment")
-            .unwrap()
-            .prune(&mut deployment);
+        let schema = Schema::builtin("apps", "v1", "Deployment").unwrap();
+        let mut fitted = deployment.clone();
+        let unknown = schema.prune(&mut deployment);
+        assert_eq!(schema.fit(&mut fitted).unwrap(), unknown);
+        assert_eq!(fitted, deployment);
+        assert!(schema.fit(&mut fitted).unwrap().is_empty());
         assert_eq!(
             unknown,
             [
