@@ -9,7 +9,7 @@
 //!
 //! - [`object`] reads and writes the fields that all objects share; [`names`], [`time`] and [`quantity`] are the
 //!   small formats inside them;
-//! - [`decode`] turns JSON bytes into documents, [`protobuf`] is the other wire format, [`patch`] changes them, [`convert`] takes the few kinds that have two
+//! - [`decode`] turns JSON bytes into documents and [`json`] writes them, [`protobuf`] is the other wire format, [`patch`] changes them, [`convert`] takes the few kinds that have two
 //!   shapes from one to the other, [`validation`] checks metadata;
 //! - [`managed`] says who owns which field, and merges by it (server-side apply);
 //! - [`status`] is the error of the whole API layer, [`field`] the list of field errors inside an "Invalid" one;
@@ -22,6 +22,7 @@ pub mod convert;
 pub mod decode;
 pub mod discovery;
 pub mod field;
+pub mod json;
 pub mod managed;
 pub mod names;
 pub mod object;

@@ -5,6 +5,7 @@
 //! (the store's revision, unknown until the write has happened) spliced in at a place that is known without
 //! parsing.
 
+use apimachinery::json;
 use apimachinery::protobuf::{self, Message};
 use apimachinery::resource::Resource;
 use bytes::Bytes;
@@ -24,26 +25,30 @@ pub enum Unreadable {
 /// The text after which `resourceVersion` is spliced in.
 const METADATA: &[u8] = b"\"metadata\":{";
 
+/// Where an object has its managers.
+const MANAGERS: &str = "managedFields";
+
 /// The stored form: canonical key order at the top, no resource version.
 #[must_use]
 pub fn encode(object: &Value) -> Bytes {
+    encode_with(object, &[])
+}
+
+/// The same with the text of managers that are not in the object, unless it is empty.
+#[must_use]
+pub fn encode_with(object: &Value, managers: &[u8]) -> Bytes {
     let empty = Map::new();
     let map = object.as_object().unwrap_or(&empty);
-    let mut out = Vec::with_capacity(1024);
+    // What the managers own takes about as much again.
+    let mut out = Vec::with_capacity(1024 + managers.len() * 5 / 2);
     out.push(b'{');
     for key in ["apiVersion", "kind"] {
-        write_entry(&mut out, key, map.get(key).unwrap_or(&Value::Null));
+        json::write_field(&mut out, key, map.get(key).unwrap_or(&Value::Null));
         out.push(b',');
     }
     out.extend_from_slice(METADATA);
     if let Some(metadata) = map.get("metadata").and_then(Value::as_object) {
-        let mut first = true;
-        for (key, value) in metadata.iter().filter(|(key, _)| *key != "resourceVersion") {
-            if !std::mem::take(&mut first) {
-                out.push(b',');
-            }
-            write_entry(&mut out, key, value);
-        }
+        write_metadata(&mut out, metadata, managers);
     }
     out.push(b'}');
     for (key, value) in map
@@ -51,22 +56,37 @@ pub fn encode(object: &Value) -> Bytes {
         .filter(|(key, _)| !matches!(key.as_str(), "apiVersion" | "kind" | "metadata"))
     {
         out.push(b',');
-        write_entry(&mut out, key, value);
+        json::write_field(&mut out, key, value);
     }
     out.push(b'}');
     out.into()
 }
 
-fn write_entry(out: &mut Vec<u8>, key: &str, value: &Value) {
-    write_json(out, &key);
-    out.push(b':');
-    write_json(out, value);
-}
-
-/// Appends a value as JSON. A `Vec` takes every write and our values have string keys, so this cannot fail.
-pub fn write_json<T: serde::Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
-    if let Err(error) = serde_json::to_writer(&mut *out, value) {
-        tracing::error!(%error, "value does not serialize");
+/// The fields of the metadata but for the resource version, with the managers in their place among them.
+fn write_metadata(out: &mut Vec<u8>, metadata: &Map<String, Value>, managers: &[u8]) {
+    let beside = (!managers.is_empty()).then_some(managers);
+    let own = metadata
+        .iter()
+        .filter(|(key, _)| *key != "resourceVersion" && (beside.is_none() || *key != MANAGERS));
+    let mut fields: Vec<(&str, Option<&Value>)> = own
+        .map(|(key, value)| (key.as_str(), Some(value)))
+        .collect();
+    if beside.is_some() {
+        let at = fields.partition_point(|(key, _)| *key < MANAGERS);
+        fields.insert(at, (MANAGERS, None));
+    }
+    for (index, (key, value)) in fields.into_iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        match value {
+            Some(value) => json::write_field(out, key, value),
+            None => {
+                json::write_string(out, key);
+                out.push(b':');
+                out.extend_from_slice(managers);
+            }
+        }
     }
 }
 
@@ -192,6 +212,24 @@ mod tests {
                 serde_json::from_slice::<Value>(&reserve(&served, 12345)).unwrap(),
                 expected
             );
+        }
+    }
+
+    #[test]
+    fn managers_beside_an_object_are_written_as_those_in_it() {
+        let list = json!([{"manager": "m", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1",
+            "fieldsV1": {"f:data": {".": {}, "f:a\"": {}}}}]);
+        let beside = list.to_string();
+        for metadata in [
+            json!({"annotations": {}, "name": "n", "uid": "u", "resourceVersion": "1"}),
+            json!({"annotations": {}, "managedFields": []}),
+            json!({"name": "n"}),
+            json!({}),
+        ] {
+            let object = json!({"apiVersion": "v1", "kind": "X", "metadata": metadata, "data": {}});
+            let mut whole = object.clone();
+            whole["metadata"]["managedFields"] = list.clone();
+            assert_eq!(encode_with(&object, beside.as_bytes()), encode(&whole));
         }
     }
 

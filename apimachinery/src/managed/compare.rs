@@ -142,18 +142,22 @@ fn presence(old: Side<'_>, new: Side<'_>) -> Change {
     }
 }
 
-fn leaf(old: Side<'_>, new: Side<'_>) -> Change {
-    let zero = |value: &Value| match value {
+/// Whether Go has this value in a field that nobody has written.
+pub fn is_zero(value: &Value) -> bool {
+    match value {
         Value::Null => true,
         Value::Bool(flag) => !flag,
         Value::Number(number) => number.as_f64() == Some(0.0),
         Value::String(text) => text.is_empty(),
         Value::Array(items) => items.is_empty(),
         Value::Object(fields) => fields.is_empty(),
-    };
+    }
+}
+
+fn leaf(old: Side<'_>, new: Side<'_>) -> Change {
     let equal = match (old, new) {
         (Side::Value(a), Side::Value(b)) => same(a, b),
-        (Side::Value(value), Side::Zero) | (Side::Zero, Side::Value(value)) => zero(value),
+        (Side::Value(value), Side::Zero) | (Side::Zero, Side::Value(value)) => is_zero(value),
         (Side::Zero, Side::Zero) => true,
         _ => return presence(old, new),
     };

@@ -1,6 +1,6 @@
 //! Who owns which field: `metadata.managedFields`, and server-side apply, which merges by it.
 //!
-//! [`update`] notes what a write changed under its manager's name; [`apply`] merges a document of which every field is
+//! [`update`] notes what a write changed under its manager's name, [`created`] what a new object has; [`apply`] merges a document of which every field is
 //! then owned by its manager, removes what that manager had applied before and no longer does, and refuses to
 //! overwrite what others own. Both are the rules of Kubernetes' structured-merge-diff and field manager, on JSON
 //! documents with a [`Schema`].
@@ -10,6 +10,7 @@
 
 mod apply;
 pub mod compare;
+mod created;
 pub mod entries;
 pub mod merge;
 mod set;
@@ -19,10 +20,14 @@ pub mod typed;
 mod update;
 mod walk;
 
+use std::sync::LazyLock;
+
 use serde_json::Value;
 
 pub use apply::{Apply, Conflict, apply};
+pub use created::{Created, created};
 pub use entries::{Entry, Managers, Operation};
+use set::EMPTY;
 pub use set::{BadElement, Set};
 pub use update::update;
 
@@ -73,6 +78,15 @@ pub enum Reach {
 }
 
 impl Reach {
+    /// What is out of reach; `None` if that is said the other way round.
+    fn excepted(&self) -> Option<&Set> {
+        match self {
+            Reach::All => Some(&EMPTY),
+            Reach::Except(fields) => Some(fields),
+            Reach::Only(_) => None,
+        }
+    }
+
     pub fn narrow(&self, set: &mut Set) {
         match self {
             Reach::All => {}
@@ -101,23 +115,24 @@ fn keep(set: &mut Set, paths: &[&[&str]]) {
 }
 
 /// Metadata that nobody owns: the server writes it, or it names the object.
+static STRIPPED: LazyLock<Set> = LazyLock::new(|| {
+    Set::of(&[
+        "apiVersion",
+        "kind",
+        "metadata",
+        "metadata.name",
+        "metadata.namespace",
+        "metadata.creationTimestamp",
+        "metadata.selfLink",
+        "metadata.uid",
+        "metadata.clusterName",
+        "metadata.generation",
+        "metadata.managedFields",
+        "metadata.resourceVersion",
+    ])
+});
+
 fn strip(set: &mut Set) {
-    static STRIPPED: std::sync::LazyLock<Set> = std::sync::LazyLock::new(|| {
-        Set::of(&[
-            "apiVersion",
-            "kind",
-            "metadata",
-            "metadata.name",
-            "metadata.namespace",
-            "metadata.creationTimestamp",
-            "metadata.selfLink",
-            "metadata.uid",
-            "metadata.clusterName",
-            "metadata.generation",
-            "metadata.managedFields",
-            "metadata.resourceVersion",
-        ])
-    });
     set.subtract(&STRIPPED);
 }
 

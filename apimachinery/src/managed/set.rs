@@ -40,28 +40,41 @@ pub fn field_element(name: &str) -> Element {
 }
 
 /// The element of a set's item; `None` for what is no scalar.
-pub fn value_element(value: &Value) -> Option<Element> {
-    let mut text = String::from("v:");
-    write_scalar(&mut text, value).then(|| text.into())
+fn value_element(value: &Value) -> Option<Element> {
+    let mut text = String::new();
+    write_value_element(&mut text, value).then(|| text.into())
+}
+
+/// Appends the element of a set's item; false for what is no scalar.
+pub fn write_value_element(text: &mut String, value: &Value) -> bool {
+    text.push_str("v:");
+    write_scalar(text, value)
 }
 
 /// The element of an item that its keys identify. The keys must be sorted.
-pub fn key_element<'a>(keys: impl IntoIterator<Item = (&'a str, &'a Value)>) -> Element {
-    // Enough for one key, which is the rule.
-    let mut text = String::with_capacity(64);
+fn key_element<'a>(keys: impl IntoIterator<Item = (&'a str, &'a Value)>) -> Element {
+    let mut text = String::new();
+    write_key_element(&mut text, keys);
+    text.into()
+}
+
+/// Appends the element of an item that its keys identify. The keys must be sorted.
+pub fn write_key_element<'a>(
+    text: &mut String,
+    keys: impl IntoIterator<Item = (&'a str, &'a Value)>,
+) {
     text.push_str("k:{");
     for (i, (name, value)) in keys.into_iter().enumerate() {
         if i > 0 {
             text.push(',');
         }
-        write_string(&mut text, name);
+        write_string(text, name);
         text.push(':');
-        if !write_scalar(&mut text, value) {
+        if !write_scalar(text, value) {
             let _ = write!(text, "{value}");
         }
     }
     text.push('}');
-    text.into()
 }
 
 /// Writes a scalar as Go's JSON encoder does; false for an object or a list.
@@ -87,6 +100,15 @@ fn write_scalar(text: &mut String, value: &Value) -> bool {
 /// A JSON string in which Go also escapes what HTML minds.
 fn write_string(text: &mut String, string: &str) {
     text.push('"');
+    // Without a way out in the middle, so that many bytes are looked at at once.
+    let plain = string.bytes().fold(true, |plain, byte| {
+        plain & (b' '..0x80).contains(&byte) & !matches!(byte, b'"' | b'\\' | b'<' | b'>' | b'&')
+    });
+    if plain {
+        text.push_str(string);
+        text.push('"');
+        return;
+    }
     for c in string.chars() {
         match c {
             '"' => text.push_str("\\\""),
@@ -156,6 +178,8 @@ pub fn shown(element: &str) -> String {
     show(element, &mut out);
     out
 }
+
+pub static EMPTY: Set = Set { nodes: Vec::new() };
 
 impl Set {
     /// A set of fields by their names: `metadata.labels`.

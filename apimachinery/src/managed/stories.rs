@@ -336,6 +336,20 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
+    fn what_is_new_is_owned_as_by_an_update(document in document()) {
+        let mut story = Story::new();
+        let entry = story.entry("m", Operation::Update);
+        let created = created(&story.schema, &document, &entry, &Reach::All).unwrap().unwrap();
+        story.minute = 0;
+        story.update("m", |live| *live = document.clone());
+        let expected = match &story.live["metadata"]["managedFields"] {
+            Value::Null => String::new(),
+            list => list.to_string(),
+        };
+        prop_assert_eq!(String::from_utf8(created.text).unwrap(), expected);
+    }
+
+    #[test]
     fn what_is_applied_is_owned_and_there(documents in proptest::collection::vec((document(), 0..3_u8), 1..6)) {
         let mut story = Story::new();
         for (applied, manager) in documents {

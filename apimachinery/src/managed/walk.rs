@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::set::{Element, key_element, value_element};
+use super::set::{Element, write_key_element, write_value_element};
 use crate::schema::{ListType, Shape};
 
 /// A place in a document: its shape, or nothing when no schema describes it.
@@ -45,8 +45,20 @@ pub fn is_listed(place: Place<'_>, name: &str) -> bool {
 
 /// The element of a list's item, or why it has none.
 pub fn item_element(shape: Shape<'_>, list: &ListType, item: &Value) -> Result<Element, String> {
+    let mut text = String::with_capacity(64);
+    write_item_element(&mut text, shape, list, item)?;
+    Ok(text.into())
+}
+
+/// Appends the element of a list's item, or says why it has none.
+pub fn write_item_element(
+    text: &mut String,
+    shape: Shape<'_>,
+    list: &ListType,
+    item: &Value,
+) -> Result<(), String> {
     match list {
-        ListType::Map(keys) => keyed(shape, keys, item),
+        ListType::Map(keys) => write_keyed(text, shape, keys, item),
         _ => match item {
             Value::Object(_) => {
                 Err("associative list without keys has an element that's a map type".into())
@@ -55,16 +67,20 @@ pub fn item_element(shape: Shape<'_>, list: &ListType, item: &Value) -> Result<E
             Value::Null => {
                 Err("associative list without keys has an element that's an explicit null".into())
             }
-            scalar => value_element(scalar).ok_or_else(|| "no scalar".into()),
+            scalar => match write_value_element(text, scalar) {
+                true => Ok(()),
+                false => Err("no scalar".into()),
+            },
         },
     }
 }
 
-fn keyed(
+fn write_keyed(
+    text: &mut String,
     shape: Shape<'_>,
     keys: &[crate::resource::Text],
     item: &Value,
-) -> Result<Element, String> {
+) -> Result<(), String> {
     let fields = match item {
         Value::Object(fields) => fields,
         Value::Null => {
@@ -73,6 +89,12 @@ fn keyed(
         _ => return Err("associative list with keys may not have non-map elements".into()),
     };
     let items = shape.items();
+    if let [key] = keys
+        && let Some(value) = fields.get(&**key)
+    {
+        write_key_element(text, [(&**key, value)]);
+        return Ok(());
+    }
     let mut found: Vec<(&str, &Value)> = Vec::with_capacity(keys.len());
     for key in keys {
         let default = || items.and_then(|items| items.default_of(key));
@@ -89,7 +111,8 @@ fn keyed(
         ));
     }
     found.sort_unstable_by_key(|(name, _)| *name);
-    Ok(key_element(found))
+    write_key_element(text, found);
+    Ok(())
 }
 
 /// Equality as server-side apply has it: numbers are equal by their value.

@@ -78,6 +78,11 @@ pub trait Plugin: Send + Sync {
     /// Whether this plugin has anything to say; asked first, so that others cost nothing.
     fn handles(&self, operation: Operation, resource: &Resource, subresource: &str) -> bool;
 
+    /// Whether it may look at an object's managers as things are now; they are kept apart unless somebody does.
+    fn reads_managers<'a>(&'a self, _registry: &'a Registry) -> BoxFuture<'a, Result<bool>> {
+        Box::pin(async { Ok(false) })
+    }
+
     /// Mutating phase, before defaulting is repeated and the strategy validates.
     fn admit<'a>(
         &'a self,
@@ -116,6 +121,22 @@ impl Chain {
             self.round(attributes, registry).await?;
         }
         Ok(())
+    }
+
+    /// Whether any plugin may look at the managers of a new object.
+    pub async fn reads_managers(
+        &self,
+        resource: &Resource,
+        subresource: &str,
+        registry: &Registry,
+    ) -> Result<bool> {
+        for plugin in &self.plugins {
+            let asked = plugin.handles(Operation::Create, resource, subresource);
+            if asked && plugin.reads_managers(registry).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     async fn round(&self, attributes: &mut Attributes<'_>, registry: &Registry) -> Result<()> {

@@ -47,9 +47,9 @@ impl Object {
 
     /// From the stored form, as the answer to a write: nobody selects it, so nothing is extracted. A dry run has no
     /// revision (0) for a new object.
-    pub fn written(key: &str, stored: &[u8], revision: u64) -> Result<Self, Unreadable> {
+    pub fn written(key: &str, stored: &Bytes, revision: u64) -> Result<Self, Unreadable> {
         let bytes = match revision {
-            0 => Bytes::copy_from_slice(stored),
+            0 => stored.clone(),
             _ => codec::serve(stored, revision).ok_or(Unreadable::NotJson)?,
         };
         Ok(Self {

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use apimachinery::managed::Created;
 use apimachinery::object;
 use apimachinery::status::{Result, Status};
+use bytes::Bytes;
 use serde_json::Value;
 use storage::Expect;
 
@@ -17,6 +19,8 @@ use crate::codec;
 
 /// How often a generated name is tried again when it is taken.
 const NAME_ATTEMPTS: usize = 8;
+/// Objects with more bytes than this take a while to free.
+const LARGE: usize = 64 << 10;
 
 impl Registry {
     /// Creates a decoded object (see [`decode`]).
@@ -64,9 +68,10 @@ impl Registry {
             ..target
         };
         // What admission adds belongs to nobody.
-        if tracking == Tracking::Update {
-            self.note_managers(target, call, &Value::Null, &mut object);
-        }
+        let managers = match tracking {
+            Tracking::Update => self.managers_of_new(target, call, &mut object).await?,
+            Tracking::Done => Created::default(),
+        };
         self.admit(Operation::Create, target, call, &mut object, &Value::Null)
             .await?;
         object = decode::complete(target.served, object);
@@ -75,11 +80,12 @@ impl Registry {
         let prefix = object::generate_name(&object).to_owned();
         let generated = object::name(&object).is_empty() && !prefix.is_empty();
         if !generated {
-            return self.create_named(target, object, call).await;
+            return self.create_named(target, object, managers, call).await;
         }
         for _ in 0..NAME_ATTEMPTS {
             object::set_name(&mut object, &meta::generate(&prefix));
-            match self.create_named(target, object.clone(), call).await {
+            let (object, managers) = (object.clone(), managers.clone());
+            match self.create_named(target, object, managers, call).await {
                 Err(error) if error.is_already_exists() => {}
                 result => return result,
             }
@@ -93,6 +99,7 @@ impl Registry {
         &self,
         target: Target<'_>,
         mut object: Value,
+        managers: Created,
         call: &mut Call<'_>,
     ) -> Result<Written> {
         let name = object::name(&object).to_owned();
@@ -104,8 +111,15 @@ impl Registry {
         let reservation = self
             .reserve(target.served, &mut object, &Value::Null, call.dry_run)
             .await?;
-        let result = self.insert(target, &object, call.dry_run).await;
+        let result = self.insert(target, &object, &managers, call.dry_run).await;
         self.settle(reservation, result.is_ok()).await;
+        if result
+            .as_ref()
+            .is_ok_and(|object| object.bytes.len() > LARGE)
+        {
+            // Many small pieces: they are freed once the answer is on its way.
+            tokio::spawn(async move { drop(object) });
+        }
         Ok(Written {
             object: result?,
             created: true,
@@ -142,10 +156,18 @@ impl Registry {
         &self,
         target: Target<'_>,
         object: &Value,
+        managers: &Created,
         dry_run: bool,
     ) -> Result<Arc<Object>> {
         let key = target.storage_key();
-        let Encoded { stored, shown } = self.encode(target.served, object).await?;
+        let Encoded { stored, shown } = match managers.text.is_empty() {
+            true => self.encode(target.served, object).await?,
+            false => {
+                decode::check_depth(object)?;
+                decode::check_levels(managers.levels)?;
+                Encoded::same(codec::encode_with(object, &managers.text))
+            }
+        };
         let exists = || Status::already_exists(&target.group_resource(), target.name);
         if dry_run {
             return match self.store.get(&key).await.map_err(store_error)? {
@@ -203,7 +225,7 @@ impl Registry {
 }
 
 /// The object as a write answers it.
-pub(super) fn finished(target: Target<'_>, stored: &[u8], revision: u64) -> Result<Arc<Object>> {
+pub(super) fn finished(target: Target<'_>, stored: &Bytes, revision: u64) -> Result<Arc<Object>> {
     Object::written(&target.cache_key(), stored, revision)
         .map(Arc::new)
         .map_err(Status::internal)

@@ -206,22 +206,38 @@ impl Misfit {
 /// Refuses what could not be read again.
 pub fn check_depth(value: &Value) -> Result<()> {
     match is_deeper(value, DEEPEST) {
-        true => Err(Status::bad_request("json: exceeded max depth")),
+        true => Err(too_deep()),
         false => Ok(()),
     }
 }
 
+/// The same, told how deep it nests.
+pub fn check_levels(levels: usize) -> Result<()> {
+    match levels > DEEPEST {
+        true => Err(too_deep()),
+        false => Ok(()),
+    }
+}
+
+fn too_deep() -> Status {
+    Status::bad_request("json: exceeded max depth")
+}
+
 /// Whether a value nests more deeply than that, without going there by recursion.
 fn is_deeper(value: &Value, depth: usize) -> bool {
-    let mut pending = vec![(value, 1)];
+    let is_container = |value: &&Value| value.is_object() || value.is_array();
+    let mut pending: Vec<(&Value, usize)> = Vec::new();
+    pending.extend(Some(value).filter(is_container).map(|value| (value, 1)));
     while let Some((value, at)) = pending.pop() {
-        let is_container = value.is_object() || value.is_array();
-        if is_container && at > depth {
+        if at > depth {
             return true;
         }
+        let below = |inner| (inner, at + 1);
         match value {
-            Value::Object(fields) => pending.extend(fields.values().map(|inner| (inner, at + 1))),
-            Value::Array(items) => pending.extend(items.iter().map(|inner| (inner, at + 1))),
+            Value::Object(fields) => {
+                pending.extend(fields.values().filter(is_container).map(below));
+            }
+            Value::Array(items) => pending.extend(items.iter().filter(is_container).map(below)),
             _ => {}
         }
     }
@@ -256,8 +272,7 @@ fn fit(resource: &Resource, parsed: Parsed) -> std::result::Result<(Value, Vec<S
     check_depth(&value).map_err(Misfit::Refused)?;
     check_kind(resource, &mut value).map_err(Misfit::Refused)?;
     keep_reset(&mut value);
-    resource.schema.conform(&mut value).map_err(Misfit::Type)?;
-    let unknown = resource.schema.prune(&mut value);
+    let unknown = resource.schema.fit(&mut value).map_err(Misfit::Type)?;
     told.extend(unknown.iter().map(|path| unknown_field(path)));
     Ok((value, told))
 }

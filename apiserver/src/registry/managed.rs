@@ -1,6 +1,8 @@
 //! Noting in every object who wrote which of its fields, and applying documents by it.
 
-use apimachinery::managed::{self, Apply, Conflict, Entry, Operation, Reach, Set, Versions, typed};
+use apimachinery::managed::{
+    self, Apply, Conflict, Created, Entry, Operation, Reach, Set, Versions, typed,
+};
 use apimachinery::schema::Schema;
 use apimachinery::status::{Result, Status};
 use apimachinery::{object, time};
@@ -80,6 +82,38 @@ impl Registry {
             tracing::warn!(%error, name = target.name, "the managers of an object are lost");
             object::set_metadata(object, "managedFields", Value::Null);
         }
+    }
+
+    /// The managers of a new object: beside it, where they cost less, unless somebody may look at them before it is
+    /// written.
+    pub(super) async fn managers_of_new(
+        &self,
+        target: Target<'_>,
+        call: &Call<'_>,
+        object: &mut Value,
+    ) -> Result<Created> {
+        let served = target.served;
+        let converted = served.converts() || served.storage.versions.is_some();
+        let shown = match self.admission.get() {
+            Some(chain) => {
+                let subresource = target.subresource;
+                chain
+                    .reads_managers(&served.resource, subresource, self)
+                    .await?
+            }
+            None => false,
+        };
+        if !converted && !shown {
+            let entry = target.entry(call, Operation::Update);
+            let schema = &served.resource.schema;
+            let created = managed::created(schema, object, &entry, &target.reach());
+            if let Ok(Some(created)) = created {
+                object::set_metadata(object, "managedFields", Value::Null);
+                return Ok(created);
+            }
+        }
+        self.note_managers(target, call, &Value::Null, object);
+        Ok(Created::default())
     }
 
     /// The old object (`Null` when there is none) with an applied document, complete, and with its managers.

@@ -3,6 +3,7 @@
 //! A list is put together from the messages of its items, and an event from that of its object, which all watchers of
 //! a revision share.
 
+use apimachinery::json;
 use apimachinery::protobuf::{self, Message};
 use apimachinery::status::{Result, Status};
 use bytes::Bytes;
@@ -12,7 +13,6 @@ use serde_json::Value;
 use super::respond::{Glue, Presenter, STREAM_FROM, compress, reply};
 use crate::body::Reply;
 use crate::cache::Object;
-use crate::codec::write_json;
 use crate::negotiate::Shape;
 use crate::registry::read::List;
 
@@ -29,7 +29,7 @@ const GLUE: Glue = Glue {
 #[must_use]
 pub fn event(kind: &str, object: &Value) -> Vec<u8> {
     let mut json = Vec::new();
-    write_json(&mut json, object);
+    json::write(&mut json, object);
     match protobuf::from_json(&json) {
         Ok(document) => protobuf::watch_event(kind, &document, &[], &[]),
         Err(error) => {
@@ -109,7 +109,7 @@ impl Presenter<'_> {
             .map(|object| self.message(object, message));
         let items = items.collect::<Result<Vec<_>>>()?;
         let mut json = Vec::new();
-        write_json(&mut json, metadata);
+        json::write(&mut json, metadata);
         let start = protobuf::list_head(&json).map_err(unfit)?;
         let length: usize = items
             .iter()

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use apimachinery::json;
 use apimachinery::protobuf;
 use apimachinery::resource::Resource;
 use apimachinery::status::{Result, Status};
@@ -18,7 +19,6 @@ use serde_json::{Value, json};
 
 use crate::body::{Body, Reply};
 use crate::cache::Object;
-use crate::codec::write_json;
 use crate::negotiate::{Accept, Format, Shape};
 use crate::query::Query;
 use crate::registry::decode;
@@ -61,7 +61,7 @@ pub fn takes_gzip(headers: &HeaderMap) -> bool {
 pub fn render(value: &Value, format: Format) -> Vec<u8> {
     let mut out = Vec::new();
     match format {
-        Format::Json => write_json(&mut out, value),
+        Format::Json => json::write(&mut out, value),
         Format::Pretty => {
             out = serde_json::to_vec_pretty(value).unwrap_or_default();
             out.push(b'\n');
@@ -72,7 +72,7 @@ pub fn render(value: &Value, format: Format) -> Vec<u8> {
                 .into_bytes()
         }
         Format::Protobuf => {
-            write_json(&mut out, value);
+            json::write(&mut out, value);
             if let Ok(message) = protobuf::from_json(&out) {
                 out = message;
             }
@@ -189,7 +189,7 @@ impl Presenter<'_> {
         }
         let value = decode::convert(object.value(), &self.served.resource);
         let mut out = Vec::new();
-        write_json(&mut out, &value);
+        json::write(&mut out, &value);
         Ok(out.into())
     }
 
@@ -207,13 +207,13 @@ impl Presenter<'_> {
             Shape::Plain | Shape::PartialList => self.bytes(object)?,
             Shape::Partial => {
                 let mut out = Vec::new();
-                write_json(&mut out, &partial(&self.value(object)?));
+                json::write(&mut out, &partial(&self.value(object)?));
                 out.into()
             }
             Shape::Table => {
                 let mut out = Vec::new();
                 let metadata = json!({"resourceVersion": object.revision.to_string()});
-                write_json(
+                json::write(
                     &mut out,
                     &self.table(&[self.value(object)?], metadata, columns)?,
                 );
@@ -274,11 +274,11 @@ impl Presenter<'_> {
         }
         let mut head = Vec::new();
         head.extend_from_slice(b"{\"kind\":");
-        write_json(&mut head, kind);
+        json::write_string(&mut head, kind);
         head.extend_from_slice(b",\"apiVersion\":");
-        write_json(&mut head, &version);
+        json::write_string(&mut head, &version);
         head.extend_from_slice(b",\"metadata\":");
-        write_json(&mut head, &metadata);
+        json::write(&mut head, &metadata);
         head.extend_from_slice(b",\"items\":[");
         let items = list
             .objects
@@ -309,7 +309,7 @@ impl Presenter<'_> {
         match self.accept.shape {
             Shape::PartialList | Shape::Partial => {
                 let mut out = Vec::new();
-                write_json(&mut out, &partial(&self.value(object)?));
+                json::write(&mut out, &partial(&self.value(object)?));
                 Ok(out.into())
             }
             _ => self.bytes(object),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use apimachinery::json;
 use apimachinery::status::{Result, Status};
 use bytes::Bytes;
 use futures::Stream;
@@ -18,7 +19,6 @@ use super::protobuf;
 use super::respond::{Presenter, bookmark, reply};
 use crate::body::{Body, Reply};
 use crate::cache::{Change, ChangeKind, Receiver, Selection, Subscription, WatchCache, Wire};
-use crate::codec::write_json;
 use crate::negotiate::{Accept, Format, Shape};
 use crate::query::Query;
 use crate::registry::Registry;
@@ -293,7 +293,7 @@ impl Watcher {
             return out.extend_from_slice(&protobuf::event("BOOKMARK", &object));
         }
         out.extend_from_slice(b"{\"type\":\"BOOKMARK\",\"object\":");
-        write_json(out, &object);
+        json::write(out, &object);
         out.extend_from_slice(b"}\n");
     }
 }
@@ -337,7 +337,7 @@ fn frame_error(error: &Status, accept: Accept) -> Vec<u8> {
         return protobuf::event("ERROR", &error.to_value());
     }
     let mut out = b"{\"type\":\"ERROR\",\"object\":".to_vec();
-    write_json(&mut out, &error.to_value());
+    json::write(&mut out, &error.to_value());
     out.extend_from_slice(b"}\n");
     out
 }

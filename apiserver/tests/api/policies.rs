@@ -134,3 +134,28 @@ async fn policies_annotate_audit_events() {
         "validationActions": ["Audit", "Warn"]}]);
     assert_eq!(failure, wanted);
 }
+
+/// Managers are kept beside a new object unless somebody may look at them.
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_see_the_managers_of_a_new_object() {
+    let api = Api::start().await;
+    let map = |name: &str| json!({"metadata": {"name": name}, "data": {"a": "b"}});
+    let created = api.post(MAPS, &map("before")).await.ok();
+    let owned = |object: &Value| object["metadata"]["managedFields"][0]["fieldsV1"].clone();
+    let expected = json!({"f:data": {".": {}, "f:a": {}}});
+    assert_eq!(owned(&created), expected);
+    let rule = "!has(object.metadata.managedFields) || object.metadata.managedFields.size() != 1";
+    let spec = json!({"validations": [{"expression": rule, "message": "seen"}]});
+    api.post(POLICIES, &policy("", "configmaps", spec))
+        .await
+        .ok();
+    let binding = json!({"metadata": {"name": "b"}, "spec": {"policyName": "p", "validationActions": ["Warn"]}});
+    api.post(BINDINGS, &binding).await.ok();
+    let warned = until("the policy is in force", || async {
+        let answer = api.post(&format!("{MAPS}?dryRun=All"), &map("after")).await;
+        let warned = answer.headers.contains_key("warning");
+        warned.then_some(answer)
+    })
+    .await;
+    assert_eq!(owned(&warned.ok()), expected);
+}

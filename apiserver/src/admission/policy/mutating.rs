@@ -151,6 +151,10 @@ impl Plugin for Mutating {
         resource.group != super::GROUP && operation != Operation::Delete
     }
 
+    fn reads_managers<'a>(&'a self, registry: &'a Registry) -> BoxFuture<'a, Result<bool>> {
+        Box::pin(async { Ok(!self.policies.current(registry).await?.is_empty()) })
+    }
+
     fn admit<'a>(
         &'a self,
         attributes: &'a mut Attributes<'_>,

@@ -175,6 +175,10 @@ impl Plugin for Validating {
         resource.group != super::GROUP
     }
 
+    fn reads_managers<'a>(&'a self, registry: &'a Registry) -> BoxFuture<'a, Result<bool>> {
+        Box::pin(async { Ok(!self.policies.current(registry).await?.is_empty()) })
+    }
+
     fn validate<'a>(
         &'a self,
         attributes: &'a Attributes<'_>,

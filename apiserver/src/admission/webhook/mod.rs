@@ -102,6 +102,10 @@ impl Plugin for Mutating {
         resource.group != GROUP
     }
 
+    fn reads_managers<'a>(&'a self, registry: &'a Registry) -> BoxFuture<'a, Result<bool>> {
+        Box::pin(async { Ok(!self.0.hooks.current(registry).await?.is_empty()) })
+    }
+
     fn admit<'a>(
         &'a self,
         attributes: &'a mut Attributes<'_>,
@@ -221,6 +225,10 @@ impl Plugin for Validating {
 
     fn handles(&self, _: Operation, resource: &Resource, _: &str) -> bool {
         resource.group != GROUP
+    }
+
+    fn reads_managers<'a>(&'a self, registry: &'a Registry) -> BoxFuture<'a, Result<bool>> {
+        Box::pin(async { Ok(!self.0.hooks.current(registry).await?.is_empty()) })
     }
 
     fn validate<'a>(

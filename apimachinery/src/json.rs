@@ -1,0 +1,126 @@
+//! JSON text of documents, with less work than a serializer for any type needs: every write of an object comes through here.
+
+use serde_json::{Number, Value};
+
+/// Appends a document.
+pub fn write(out: &mut Vec<u8>, value: &Value) {
+    match value {
+        Value::Null => out.extend_from_slice(b"null"),
+        Value::Bool(true) => out.extend_from_slice(b"true"),
+        Value::Bool(false) => out.extend_from_slice(b"false"),
+        Value::Number(number) => write_number(out, number),
+        Value::String(text) => write_string(out, text),
+        Value::Array(items) => {
+            let mut before = b'[';
+            for item in items {
+                out.push(before);
+                write(out, item);
+                before = b',';
+            }
+            out.extend_from_slice(if items.is_empty() { b"[]" } else { b"]" });
+        }
+        Value::Object(fields) => {
+            let mut before = b'{';
+            for (name, value) in fields {
+                out.push(before);
+                write_field(out, name, value);
+                before = b',';
+            }
+            out.extend_from_slice(if fields.is_empty() { b"{}" } else { b"}" });
+        }
+    }
+}
+
+/// Appends a field of an object: name, colon and value.
+pub fn write_field(out: &mut Vec<u8>, name: &str, value: &Value) {
+    write_string(out, name);
+    out.push(b':');
+    write(out, value);
+}
+
+/// Appends a string in quotes.
+pub fn write_string(out: &mut Vec<u8>, text: &str) {
+    write_joined(out, "", text);
+}
+
+/// Appends a string in quotes that is made of two, of which the first has nothing that has to be escaped.
+pub fn write_joined(out: &mut Vec<u8>, plain: &'static str, text: &str) {
+    let bytes = text.as_bytes();
+    // Without a way out in the middle, so that many bytes are looked at at once.
+    let escapes = bytes.iter().fold(false, |found, byte| {
+        found | (*byte < b' ') | (*byte == b'"') | (*byte == b'\\')
+    });
+    if escapes {
+        let start = out.len();
+        serialize(out, text);
+        // Behind the quote.
+        out.splice(start + 1..start + 1, plain.bytes());
+        return;
+    }
+    out.reserve(plain.len() + bytes.len() + 2);
+    out.push(b'"');
+    out.extend_from_slice(plain.as_bytes());
+    out.extend_from_slice(bytes);
+    out.push(b'"');
+}
+
+fn write_number(out: &mut Vec<u8>, number: &Number) {
+    serialize(out, number);
+}
+
+/// A `Vec` takes every write, and strings and numbers are JSON always.
+fn serialize<T: serde::Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
+    let written = serde_json::to_writer(&mut *out, value);
+    debug_assert!(written.is_ok());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn any_document() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 4, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::btree_map(any::<String>(), inner, 0..4)
+                    .prop_map(|fields| Value::Object(fields.into_iter().collect())),
+            ]
+        })
+    }
+
+    #[test]
+    fn writes_what_has_to_be_escaped() {
+        let mut out = Vec::new();
+        write(
+            &mut out,
+            &json!({"a\"": ["\\", "\n", "\u{1}", "é", {}, []]}),
+        );
+        assert_eq!(out, br#"{"a\"":["\\","\n","\u0001","#.iter().chain("\"é\",{},[]]}".as_bytes()).copied().collect::<Vec<_>>());
+    }
+
+    proptest! {
+        #[test]
+        fn joins(text in any::<String>()) {
+            let mut out = Vec::new();
+            write_joined(&mut out, "f:", &text);
+            prop_assert_eq!(out, serde_json::to_vec(&format!("f:{text}")).unwrap());
+        }
+
+        #[test]
+        fn writes_as_serde_json_does(document in any_document()) {
+            let mut out = Vec::new();
+            write(&mut out, &document);
+            prop_assert_eq!(out, serde_json::to_vec(&document).unwrap());
+        }
+    }
+}
