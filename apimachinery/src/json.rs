@@ -50,27 +50,45 @@ pub fn write_joined(out: &mut Vec<u8>, plain: &'static str, text: &str) {
     let escapes = bytes.iter().fold(false, |found, byte| {
         found | (*byte < b' ') | (*byte == b'"') | (*byte == b'\\')
     });
-    if escapes {
-        let start = out.len();
-        serialize(out, text);
-        // Behind the quote.
-        out.splice(start + 1..start + 1, plain.bytes());
-        return;
-    }
     out.reserve(plain.len() + bytes.len() + 2);
     out.push(b'"');
     out.extend_from_slice(plain.as_bytes());
-    out.extend_from_slice(bytes);
+    match escapes {
+        true => write_escaped(out, bytes),
+        false => out.extend_from_slice(bytes),
+    }
     out.push(b'"');
 }
 
-fn write_number(out: &mut Vec<u8>, number: &Number) {
-    serialize(out, number);
+fn write_escaped(out: &mut Vec<u8>, mut bytes: &[u8]) {
+    let is_special = |byte: &u8| *byte < b' ' || matches!(byte, b'"' | b'\\');
+    while let Some(at) = bytes.iter().position(is_special) {
+        out.extend_from_slice(&bytes[..at]);
+        let short = match bytes[at] {
+            b'"' => b'"',
+            b'\\' => b'\\',
+            b'\n' => b'n',
+            b'\r' => b'r',
+            b'\t' => b't',
+            0x08 => b'b',
+            0x0c => b'f',
+            control => {
+                const DIGITS: &[u8; 16] = b"0123456789abcdef";
+                let [high, low] = [control >> 4, control & 15].map(|d| DIGITS[usize::from(d)]);
+                out.extend_from_slice(&[b'\\', b'u', b'0', b'0', high, low]);
+                bytes = &bytes[at + 1..];
+                continue;
+            }
+        };
+        out.extend_from_slice(&[b'\\', short]);
+        bytes = &bytes[at + 1..];
+    }
+    out.extend_from_slice(bytes);
 }
 
-/// A `Vec` takes every write, and strings and numbers are JSON always.
-fn serialize<T: serde::Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
-    let written = serde_json::to_writer(&mut *out, value);
+fn write_number(out: &mut Vec<u8>, number: &Number) {
+    // A `Vec` takes every write.
+    let written = serde_json::to_writer(&mut *out, number);
     debug_assert!(written.is_ok());
 }
 
@@ -105,6 +123,12 @@ mod tests {
             &mut out,
             &json!({"a\"": ["\\", "\n", "\u{1}", "é", {}, []]}),
         );
+        for byte in 0..0x80_u8 {
+            let text = format!("a{}b", char::from(byte));
+            let mut out = Vec::new();
+            write_string(&mut out, &text);
+            assert_eq!(out, serde_json::to_vec(&text).unwrap());
+        }
         assert_eq!(out, br#"{"a\"":["\\","\n","\u0001","#.iter().chain("\"é\",{},[]]}".as_bytes()).copied().collect::<Vec<_>>());
     }
 

@@ -202,6 +202,11 @@ impl Arena {
 
 impl Object {
     fn field(&self, name: &str) -> Option<&Field> {
+        // Of few, most are told apart by their length.
+        const FEW: usize = 8;
+        if self.fields.len() <= FEW {
+            return self.fields.iter().find(|field| *field.name == *name);
+        }
         self.fields
             .binary_search_by(|f| (*f.name).cmp(name))
             .ok()

@@ -215,8 +215,8 @@ fn host_ports(checks: &mut Checks, containers: &[Value], path: &Path) {
 
 /// Environment variable names may be any printable ASCII but `=`.
 fn env_name(name: &str) -> Vec<String> {
-    let printable = |c: char| (' '..='~').contains(&c) && c != '=';
-    if name.chars().all(printable) {
+    let printable = |c: u8| (b' '..=b'~').contains(&c) && c != b'=';
+    if name.bytes().all(printable) {
         return Vec::new();
     }
     vec!["a valid environment variable name must consist only of printable ASCII characters other than '='".into()]
@@ -224,15 +224,21 @@ fn env_name(name: &str) -> Vec<String> {
 
 fn env(checks: &mut Checks, container: &Value, path: &Path) {
     for (i, variable) in list(container, "env").iter().enumerate() {
-        let path = path.index(i);
+        // There may be thousands, nearly all in order: the path is only put together for one that is not.
+        let at = || path.index(i).child("name");
         match text(variable, "name") {
-            "" => checks.required(&path.child("name"), ""),
-            name => checks.each(&path.child("name"), name, env_name(name)),
+            "" => checks.required(&at(), ""),
+            name => {
+                let messages = env_name(name);
+                if !messages.is_empty() {
+                    checks.each(&at(), name, messages);
+                }
+            }
         }
         let Some(from) = given(variable, "valueFrom") else {
             continue;
         };
-        let path = path.child("valueFrom");
+        let path = path.index(i).child("valueFrom");
         let mut sources = 0;
         if let Some(reference) = given(from, "fieldRef") {
             sources += 1;

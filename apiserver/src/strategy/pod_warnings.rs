@@ -265,8 +265,9 @@ impl Warnings {
     }
 
     fn variables(&mut self, container: &Value, path: &Path) {
-        let mut seen = HashSet::new();
-        for (i, variable) in list(container, "env").iter().enumerate() {
+        let variables = list(container, "env");
+        let mut seen = HashSet::with_capacity(variables.len());
+        for (i, variable) in variables.iter().enumerate() {
             let name = text(variable, "name");
             if seen.insert(name) {
                 continue;
