@@ -9,6 +9,10 @@ use bench::plane::Make;
 use bench::report;
 use bench::rows::{ROWS, Row, Setting};
 use clap::Parser;
+use mimalloc::MiMalloc;
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Measures Skiff, and with --peer Kubernetes in the same run.
 #[derive(Debug, Parser)]

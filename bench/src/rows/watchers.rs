@@ -62,11 +62,12 @@ struct Listener {
     counts: Vec<usize>,
     /// The write that each is to hear of next: all of them, in order.
     next: Vec<usize>,
+    mark: memmem::Finder<'static>,
 }
 
 impl Listener {
     fn take(&mut self, watcher: usize, lines: &[u8]) {
-        for start in memmem::find_iter(lines, MARK) {
+        for start in self.mark.find_iter(lines) {
             let write = number(&lines[start + MARK.len()..]);
             if write != self.next[watcher] || write >= WRITES {
                 let expected = self.next[watcher];
@@ -146,6 +147,7 @@ async fn open(client: &Client, started: Instant, heard: &Arc<Heard>) -> Result<(
         started,
         counts: vec![0; WRITES],
         next: vec![0; PER_CONNECTION],
+        mark: memmem::Finder::new(MARK),
     };
     let path = format!("{PATH}?watch=true&resourceVersion=0");
     for _ in 0..PER_CONNECTION {
