@@ -18,8 +18,23 @@ const REPORTED: usize = 100;
 const ENOUGH_STACK: usize = 256 << 10;
 const MORE_STACK: usize = 2 << 20;
 
+/// A document as it was read.
+#[derive(Debug)]
+pub struct Decoded {
+    pub value: Value,
+    /// What there is to say of fields that occur more than once in the same object.
+    pub duplicates: Vec<String>,
+    /// How deep objects and lists nest: none of them is 0.
+    pub levels: usize,
+}
+
 /// Reads one JSON document. Gives the paths of fields that occur more than once in the same object.
 pub fn decode_json(bytes: &[u8]) -> Result<(Value, Vec<String>), serde_json::Error> {
+    decode_json_whole(bytes).map(|decoded| (decoded.value, decoded.duplicates))
+}
+
+/// The same, with how deep it nests.
+pub fn decode_json_whole(bytes: &[u8]) -> Result<Decoded, serde_json::Error> {
     // To check all of it at once takes less than to check each string.
     match std::str::from_utf8(bytes) {
         Ok(text) => read_all(serde_json::Deserializer::from_str(text)),
@@ -29,20 +44,22 @@ pub fn decode_json(bytes: &[u8]) -> Result<(Value, Vec<String>), serde_json::Err
 
 fn read_all<'de, R: serde_json::de::Read<'de>>(
     mut reader: serde_json::Deserializer<R>,
-) -> Result<(Value, Vec<String>), serde_json::Error> {
+) -> Result<Decoded, serde_json::Error> {
     let read = read::<String, _>(&mut reader)?;
     reader.end()?;
     Ok(read)
 }
 
-/// Reads a document, and gives what there is to say of fields that occur more than once in the same object.
-pub fn read<'de, K: Key, D: serde::Deserializer<'de>>(
-    reader: D,
-) -> Result<(Value, Vec<String>), D::Error> {
+/// Reads a document.
+pub fn read<'de, K: Key, D: serde::Deserializer<'de>>(reader: D) -> Result<Decoded, D::Error> {
     let mut state = State::default();
     let node = Node(&mut state, PhantomData::<K>);
     let value = node.deserialize(reader)?;
-    Ok((value, state.told))
+    Ok(Decoded {
+        value,
+        duplicates: state.told,
+        levels: state.levels,
+    })
 }
 
 /// The name of a field as a format gives it.
@@ -203,6 +220,14 @@ impl<'de> Visitor<'de> for StrictNode<'_, '_> {
 struct State {
     path: Vec<Step>,
     told: Vec<String>,
+    levels: usize,
+}
+
+impl State {
+    /// An object or list begins.
+    fn enter(&mut self) {
+        self.levels = self.levels.max(self.path.len() + 1);
+    }
 }
 
 /// A step of the way into a document.
@@ -293,6 +318,7 @@ impl<'de, K: Key> Visitor<'de> for Node<'_, K> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
+        self.0.enter();
         self.0.path.push(Step::Index(0));
         while let Some(item) = items.next_element_seed(Node(self.0, self.1))? {
             list.push(item);
@@ -306,6 +332,7 @@ impl<'de, K: Key> Visitor<'de> for Node<'_, K> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
+        self.0.enter();
         while let Some(key) = entries.next_key::<K>()? {
             if map.contains_key(key.name()) && self.0.told.len() < REPORTED {
                 let why = key.repeated(&self.0.path);

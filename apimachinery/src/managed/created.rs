@@ -91,22 +91,23 @@ struct Nobodys<'a> {
 
 impl<'a> Nobodys<'a> {
     /// The same from an element on, and whether the element itself is among the fields. `None` when all of it is nobody's.
+    #[inline]
     fn below(self, prefix: &str, name: &str) -> Option<(Nobodys<'a>, bool)> {
-        let nothing = Nobodys {
-            fields: &EMPTY,
-            trees: &EMPTY,
-        };
-        if self.fields.is_empty() && self.trees.is_empty() {
-            return Some((nothing, false));
+        match self.fields.is_empty() && self.trees.is_empty() {
+            true => Some((self, false)),
+            false => self.some_below(prefix, name),
         }
+    }
+
+    fn some_below(self, prefix: &str, name: &str) -> Option<(Nobodys<'a>, bool)> {
         let element = format!("{prefix}{name}");
         let (field, tree) = (self.fields.get(&element), self.trees.get(&element));
         if tree.is_some_and(|node| node.member) {
             return None;
         }
         let below = Nobodys {
-            fields: field.map_or(nothing.fields, |node| &node.below),
-            trees: tree.map_or(nothing.trees, |node| &node.below),
+            fields: field.map_or(&EMPTY, |node| &node.below),
+            trees: tree.map_or(&EMPTY, |node| &node.below),
         };
         Some((below, field.is_some_and(|node| node.member)))
     }
@@ -134,6 +135,12 @@ impl Writer {
             };
             let exists = exists
                 && place.is_some_and(|shape| shape.is_inline(name) || shape.is_required(name));
+            if !value.is_object() && !value.is_array() {
+                if !is_nobodys && (!exists || !is_zero(value)) {
+                    self.leaf("f:", name);
+                }
+                continue;
+            }
             let place = field(place, name);
             let member = is_written(place, exists, value) && !is_nobodys;
             self.node(("f:", name), member, |writer| {
@@ -141,6 +148,21 @@ impl Writer {
             })?;
         }
         Ok(())
+    }
+
+    fn element(&mut self, prefix: &'static str, name: &str) {
+        if self.out.last() != Some(&b'{') {
+            self.out.push(b',');
+        }
+        json::write_joined(&mut self.out, prefix, name);
+        self.out.extend_from_slice(b":{");
+    }
+
+    /// An element that is owned and has nothing below.
+    fn leaf(&mut self, prefix: &'static str, name: &str) {
+        self.element(prefix, name);
+        self.out.push(b'}');
+        self.levels = self.levels.max(self.level + 1);
     }
 
     /// One element; nothing if neither it nor anything below it is owned.
@@ -151,11 +173,7 @@ impl Writer {
         below: impl FnOnce(&mut Writer) -> Result<(), String>,
     ) -> Result<(), String> {
         let start = self.out.len();
-        if self.out.last() != Some(&b'{') {
-            self.out.push(b',');
-        }
-        json::write_joined(&mut self.out, prefix, name);
-        self.out.extend_from_slice(b":{");
+        self.element(prefix, name);
         let inside = self.out.len();
         if member {
             self.out.extend_from_slice(b"\".\":{}");

@@ -58,6 +58,8 @@ pub struct Attributes<'a> {
     /// Sent to the client as `Warning` headers.
     pub warnings: Mutex<&'a mut Vec<String>>,
     pub reinvocation: Reinvocation,
+    /// The mutating phase may have changed the object.
+    pub touched: bool,
 }
 
 impl Attributes<'_> {
@@ -81,6 +83,11 @@ pub trait Plugin: Send + Sync {
     /// Whether it may look at an object's managers as things are now; they are kept apart unless somebody does.
     fn reads_managers<'a>(&'a self, _registry: &'a Registry) -> BoxFuture<'a, Result<bool>> {
         Box::pin(async { Ok(false) })
+    }
+
+    /// Whether its mutating phase may change what it handles without saying so in [`Attributes::touched`].
+    fn changes_objects(&self) -> bool {
+        true
     }
 
     /// Mutating phase, before defaulting is repeated and the strategy validates.
@@ -146,6 +153,7 @@ impl Chain {
                 attributes.resource,
                 attributes.subresource,
             ) {
+                attributes.touched |= plugin.changes_objects();
                 plugin.admit(attributes, registry).await?;
             }
         }

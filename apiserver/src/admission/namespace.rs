@@ -16,6 +16,10 @@ impl Plugin for NamespaceLifecycle {
         "NamespaceLifecycle"
     }
 
+    fn changes_objects(&self) -> bool {
+        false
+    }
+
     fn handles(&self, operation: Operation, resource: &Resource, _: &str) -> bool {
         match operation {
             Operation::Delete => resource.group.is_empty() && resource.plural == "namespaces",

@@ -26,6 +26,10 @@ impl Plugin for PodSecurity {
         "PodSecurity"
     }
 
+    fn changes_objects(&self) -> bool {
+        false
+    }
+
     fn handles(&self, operation: Operation, resource: &Resource, subresource: &str) -> bool {
         let write = matches!(operation, Operation::Create | Operation::Update);
         let pod = is_pod(resource) && matches!(subresource, "" | "ephemeralcontainers");

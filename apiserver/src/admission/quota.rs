@@ -28,6 +28,10 @@ impl Plugin for ResourceQuota {
         "ResourceQuota"
     }
 
+    fn changes_objects(&self) -> bool {
+        false
+    }
+
     fn handles(&self, operation: Operation, resource: &Resource, subresource: &str) -> bool {
         let grows = matches!(&*resource.plural, "services" | "persistentvolumeclaims")
             && resource.group.is_empty();

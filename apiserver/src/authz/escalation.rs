@@ -121,6 +121,10 @@ impl Plugin for Escalation {
         "RBACEscalation"
     }
 
+    fn changes_objects(&self) -> bool {
+        false
+    }
+
     fn handles(&self, operation: Operation, resource: &Resource, subresource: &str) -> bool {
         resource.group == GROUP
             && subresource.is_empty()

@@ -23,7 +23,7 @@ const NAME_ATTEMPTS: usize = 8;
 const LARGE: usize = 64 << 10;
 
 impl Registry {
-    /// Creates a decoded object (see [`decode`]).
+    /// Creates a decoded object, which is complete (see [`decode`]).
     pub async fn create(
         &self,
         target: Target<'_>,
@@ -72,9 +72,12 @@ impl Registry {
             Tracking::Update => self.managers_of_new(target, call, &mut object).await?,
             Tracking::Done => Created::default(),
         };
-        self.admit(Operation::Create, target, call, &mut object, &Value::Null)
+        let touched = self
+            .admit(Operation::Create, target, call, &mut object, &Value::Null)
             .await?;
-        object = decode::complete(target.served, object);
+        if touched {
+            object = decode::complete(target.served, object);
+        }
         meta::match_namespace(target, &mut object)?;
         meta::fill(&mut object, Self::now());
         let prefix = object::generate_name(&object).to_owned();

@@ -1,6 +1,6 @@
 //! From a request's body to a complete object: parsed, of the right kind, without unknown fields, defaulted.
 
-use apimachinery::decode::{decode_json, duplicate_field, strict_messages, unknown_field};
+use apimachinery::decode::{decode_json_whole, duplicate_field, strict_messages, unknown_field};
 use apimachinery::field::{Error, ErrorList, Path};
 use apimachinery::protobuf;
 use apimachinery::resource::{GroupKind, GroupVersion, Resource};
@@ -35,12 +35,17 @@ pub struct Parsed {
     pub value: Value,
     /// What strict validation says about fields that appeared twice.
     pub duplicates: Vec<String>,
+    /// How deep it nests, where the parser has counted.
+    pub levels: Option<usize>,
 }
 
 impl From<Value> for Parsed {
     fn from(value: Value) -> Self {
-        let duplicates = Vec::new();
-        Self { value, duplicates }
+        Self {
+            value,
+            duplicates: Vec::new(),
+            levels: None,
+        }
     }
 }
 
@@ -57,9 +62,13 @@ fn parse_as(
 ) -> std::result::Result<Parsed, String> {
     let (value, duplicates) = match media {
         Media::Json => {
-            let (value, duplicates) = decode_json(body).map_err(|error| go_words(&error, body))?;
-            let told = duplicates.iter().map(|path| duplicate_field(path));
-            (value, told.collect())
+            let decoded = decode_json_whole(body).map_err(|error| go_words(&error, body))?;
+            let told = decoded.duplicates.iter().map(|path| duplicate_field(path));
+            return Ok(Parsed {
+                duplicates: told.collect(),
+                value: decoded.value,
+                levels: Some(decoded.levels),
+            });
         }
         Media::Yaml => {
             let text = std::str::from_utf8(body)
@@ -72,7 +81,11 @@ fn parse_as(
             (value, Vec::new())
         }
     };
-    Ok(Parsed { value, duplicates })
+    Ok(Parsed {
+        value,
+        duplicates,
+        levels: None,
+    })
 }
 
 fn go_words(error: &serde_json::Error, body: &[u8]) -> String {
@@ -264,12 +277,14 @@ fn fit(resource: &Resource, parsed: Parsed) -> std::result::Result<(Value, Vec<S
     let Parsed {
         mut value,
         duplicates: mut told,
+        levels,
     } = parsed;
     // A patch can replace the whole, or nest it as deeply as it likes.
     if !value.is_object() {
         return Err(Misfit::Type(no_object(&value)));
     }
-    check_depth(&value).map_err(Misfit::Refused)?;
+    let shallow = levels.map_or_else(|| check_depth(&value), check_levels);
+    shallow.map_err(Misfit::Refused)?;
     check_kind(resource, &mut value).map_err(Misfit::Refused)?;
     keep_reset(&mut value);
     let unknown = resource.schema.fit(&mut value).map_err(Misfit::Type)?;
@@ -368,7 +383,9 @@ mod tests {
     fn what_can_be_read_is_not_too_deep() {
         for (depth, wanted) in [(1, true), (120, true), (128, false), (5000, false)] {
             let nested = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-            assert_eq!(decode_json(nested.as_bytes()).is_ok(), wanted, "{depth}");
+            let decoded = decode_json_whole(nested.as_bytes());
+            assert_eq!(decoded.is_ok(), wanted, "{depth}");
+            assert!(decoded.is_err() || decoded.unwrap().levels == depth);
             let value = (1..depth).fold(Value::Array(Vec::new()), |inner, _| {
                 Value::Array(vec![inner])
             });

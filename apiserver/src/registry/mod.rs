@@ -355,6 +355,7 @@ impl Registry {
         (served.storage.resource.plural == "events").then_some(self.event_ttl)
     }
 
+    /// The mutating phase; whether it may have changed the object.
     async fn admit(
         &self,
         operation: Operation,
@@ -362,12 +363,13 @@ impl Registry {
         call: &mut Call<'_>,
         object: &mut Value,
         old: &Value,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let Some(chain) = self.admission.get() else {
-            return Ok(());
+            return Ok(false);
         };
         let mut attributes = attributes(operation, target, call, object, old);
-        chain.admit(&mut attributes, self).await
+        chain.admit(&mut attributes, self).await?;
+        Ok(attributes.touched)
     }
 
     async fn validate_admission(
@@ -427,5 +429,6 @@ fn attributes<'a>(
         dry_run: call.dry_run,
         warnings: parking_lot::Mutex::new(&mut call.warnings),
         reinvocation: Default::default(),
+        touched: false,
     }
 }

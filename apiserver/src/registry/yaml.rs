@@ -16,7 +16,8 @@ pub fn decode(text: &str) -> Result<(Value, Vec<String>), String> {
         budget: budget! { max_depth: DEEPEST },
     };
     serde_saphyr::with_deserializer_from_str_with_options(text, options, |reader| {
-        decode::read::<Line, _>(reader)
+        let read = decode::read::<Line, _>(reader)?;
+        Ok((read.value, read.duplicates))
     })
     .map_err(|error| error.to_string())
 }

@@ -201,6 +201,7 @@ pub(super) fn patched(
     let patched = Parsed {
         value: patch.apply(served, old)?,
         duplicates: patch.told.clone(),
+        levels: None,
     };
     let shown = || match patch.kind {
         Kind::Strategic => go_map(&patch.document),

@@ -147,6 +147,10 @@ impl Plugin for Mutating {
         "MutatingAdmissionPolicy"
     }
 
+    fn changes_objects(&self) -> bool {
+        false
+    }
+
     fn handles(&self, operation: Operation, resource: &Resource, _: &str) -> bool {
         resource.group != super::GROUP && operation != Operation::Delete
     }
@@ -165,6 +169,7 @@ impl Plugin for Mutating {
             if policies.is_empty() {
                 return Ok(());
             }
+            attributes.touched = true;
             attributes
                 .reinvocation
                 .policies

@@ -171,6 +171,10 @@ impl Plugin for Validating {
         "ValidatingAdmissionPolicy"
     }
 
+    fn changes_objects(&self) -> bool {
+        false
+    }
+
     fn handles(&self, _: Operation, resource: &Resource, _: &str) -> bool {
         resource.group != super::GROUP
     }

@@ -98,6 +98,10 @@ impl Plugin for Mutating {
         "MutatingAdmissionWebhook"
     }
 
+    fn changes_objects(&self) -> bool {
+        false
+    }
+
     fn handles(&self, _: Operation, resource: &Resource, _: &str) -> bool {
         resource.group != GROUP
     }
@@ -116,6 +120,7 @@ impl Plugin for Mutating {
             if hooks.is_empty() {
                 return Ok(());
             }
+            attributes.touched = true;
             attributes
                 .reinvocation
                 .webhooks
@@ -221,6 +226,10 @@ fn patched(
 impl Plugin for Validating {
     fn name(&self) -> &'static str {
         "ValidatingAdmissionWebhook"
+    }
+
+    fn changes_objects(&self) -> bool {
+        false
     }
 
     fn handles(&self, _: Operation, resource: &Resource, _: &str) -> bool {
