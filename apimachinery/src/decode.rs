@@ -334,7 +334,9 @@ impl<'de, K: Key> Visitor<'de> for Node<'_, K> {
         let mut map = Map::new();
         self.0.enter();
         while let Some(key) = entries.next_key::<K>()? {
-            if map.contains_key(key.name()) && self.0.told.len() < REPORTED {
+            // Many objects have one or two fields: the first cannot be there.
+            let repeated = !map.is_empty() && map.contains_key(key.name());
+            if repeated && self.0.told.len() < REPORTED {
                 let why = key.repeated(&self.0.path);
                 if !K::ONCE || !self.0.told.contains(&why) {
                     self.0.told.push(why);

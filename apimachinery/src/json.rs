@@ -45,45 +45,57 @@ pub fn write_string(out: &mut Vec<u8>, text: &str) {
 
 /// Appends a string in quotes that is made of two, of which the first has nothing that has to be escaped.
 pub fn write_joined(out: &mut Vec<u8>, plain: &'static str, text: &str) {
-    let bytes = text.as_bytes();
-    // Without a way out in the middle, so that many bytes are looked at at once.
-    let escapes = bytes.iter().fold(false, |found, byte| {
-        found | (*byte < b' ') | (*byte == b'"') | (*byte == b'\\')
-    });
-    out.reserve(plain.len() + bytes.len() + 2);
+    out.reserve(plain.len() + text.len() + 2);
     out.push(b'"');
     out.extend_from_slice(plain.as_bytes());
-    match escapes {
-        true => write_escaped(out, bytes),
-        false => out.extend_from_slice(bytes),
+    let mut rest = text.as_bytes();
+    loop {
+        let (before, from) = rest.split_at(special(rest));
+        out.extend_from_slice(before);
+        let Some((byte, after)) = from.split_first() else {
+            break;
+        };
+        write_escape(out, *byte);
+        rest = after;
     }
     out.push(b'"');
 }
 
-fn write_escaped(out: &mut Vec<u8>, mut bytes: &[u8]) {
-    let is_special = |byte: &u8| *byte < b' ' || matches!(byte, b'"' | b'\\');
-    while let Some(at) = bytes.iter().position(is_special) {
-        out.extend_from_slice(&bytes[..at]);
-        let short = match bytes[at] {
-            b'"' => b'"',
-            b'\\' => b'\\',
-            b'\n' => b'n',
-            b'\r' => b'r',
-            b'\t' => b't',
-            0x08 => b'b',
-            0x0c => b'f',
-            control => {
-                const DIGITS: &[u8; 16] = b"0123456789abcdef";
-                let [high, low] = [control >> 4, control & 15].map(|d| DIGITS[usize::from(d)]);
-                out.extend_from_slice(&[b'\\', b'u', b'0', b'0', high, low]);
-                bytes = &bytes[at + 1..];
-                continue;
-            }
-        };
-        out.extend_from_slice(&[b'\\', short]);
-        bytes = &bytes[at + 1..];
+/// Where the first byte is that a string has to escape; the length if there is none. Eight are looked at at once.
+fn special(bytes: &[u8]) -> usize {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    // The lowest high bit that is set belongs to the first byte that is less, or the same.
+    let less = |word: u64, than: u8| word.wrapping_sub(ONES * u64::from(than)) & !word;
+    let same = |word: u64, byte: u8| less(word ^ (ONES * u64::from(byte)), 1);
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (index, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let found = less(word, b' ') | same(word, b'"') | same(word, b'\\');
+        let found = found & (ONES << 7);
+        if found != 0 {
+            return index * 8 + found.trailing_zeros() as usize / 8;
+        }
     }
-    out.extend_from_slice(bytes);
+    let is_special = |byte: &u8| *byte < b' ' || matches!(byte, b'"' | b'\\');
+    let at = rest.iter().position(is_special).unwrap_or(rest.len());
+    words.len() * 8 + at
+}
+
+fn write_escape(out: &mut Vec<u8>, byte: u8) {
+    let short = match byte {
+        b'"' | b'\\' => byte,
+        b'\n' => b'n',
+        b'\r' => b'r',
+        b'\t' => b't',
+        0x08 => b'b',
+        0x0c => b'f',
+        control => {
+            const DIGITS: &[u8; 16] = b"0123456789abcdef";
+            let [high, low] = [control >> 4, control & 15].map(|d| DIGITS[usize::from(d)]);
+            return out.extend_from_slice(&[b'\\', b'u', b'0', b'0', high, low]);
+        }
+    };
+    out.extend_from_slice(&[b'\\', short]);
 }
 
 fn write_number(out: &mut Vec<u8>, number: &Number) {
@@ -123,11 +135,13 @@ mod tests {
             &mut out,
             &json!({"a\"": ["\\", "\n", "\u{1}", "é", {}, []]}),
         );
-        for byte in 0..0x80_u8 {
-            let text = format!("a{}b", char::from(byte));
-            let mut out = Vec::new();
-            write_string(&mut out, &text);
-            assert_eq!(out, serde_json::to_vec(&text).unwrap());
+        for byte in 0..=u8::MAX {
+            for before in 0..17 {
+                let text = format!("{}{}b\u{1}\"", "a".repeat(before), char::from(byte));
+                let mut out = Vec::new();
+                write_string(&mut out, &text);
+                assert_eq!(out, serde_json::to_vec(&text).unwrap());
+            }
         }
         assert_eq!(out, br#"{"a\"":["\\","\n","\u0001","#.iter().chain("\"é\",{},[]]}".as_bytes()).copied().collect::<Vec<_>>());
     }
