@@ -55,7 +55,7 @@ impl Running {
 pub async fn start(config: &Config) -> Result<Running> {
     let shutdown = CancellationToken::new();
     let kept = config.store.open(config.etcd_compaction_interval).await?;
-    let store = sealed(config, kept.clone(), &shutdown)?;
+    let (store, services) = sealed(config, kept.clone(), &shutdown).await?;
     let listeners = listeners(config).await?;
     let addresses = listeners
         .iter()
@@ -106,7 +106,12 @@ pub async fn start(config: &Config) -> Result<Running> {
         aggregator: Aggregator::new(config)?,
         issuer,
         auditor: Auditor::new(config)?,
-        health: Health::new(store, hooks.iter().map(|hook| hook.name), shutdown.clone()),
+        health: Health::new(
+            store,
+            hooks.iter().map(|hook| hook.name),
+            services,
+            shutdown.clone(),
+        ),
         metrics: Metrics::default(),
         discovery: discovery::Documents {
             address: advertised.to_string(),
@@ -142,19 +147,29 @@ fn client_authorities(config: &Config) -> Vec<&std::path::Path> {
 }
 
 /// The store, sealed as the configuration says.
-fn sealed(
+async fn sealed(
     config: &Config,
     store: Arc<dyn Store>,
     shutdown: &CancellationToken,
-) -> Result<Arc<dyn Store>> {
+) -> Result<(Arc<dyn Store>, Option<encryption::SharedRules>)> {
     let Some(path) = &config.encryption_provider_config else {
-        return Ok(store);
+        return Ok((store, None));
     };
-    let rules = encryption::SharedRules::new(encryption::config::read(path)?);
+    let rules = encryption::config::read(path)?;
+    // It may be one of the cluster's own pods, which comes up after this server.
+    if let Err(error) = rules.start().await {
+        tracing::warn!(
+            error = format!("{error:#}"),
+            "a KMS plugin is not there yet"
+        );
+    }
+    let services = rules.has_services() || config.encryption_provider_config_automatic_reload;
+    let rules = encryption::SharedRules::new(rules);
     if config.encryption_provider_config_automatic_reload {
         encryption::reload::follow(path, rules.clone(), shutdown.clone())?;
     }
-    Ok(Arc::new(encryption::EncryptedStore::new(store, rules)))
+    let store = Arc::new(encryption::EncryptedStore::new(store, rules.clone()));
+    Ok((store, services.then_some(rules)))
 }
 
 async fn listeners(config: &Config) -> Result<Vec<TcpListener>> {

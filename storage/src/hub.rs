@@ -130,6 +130,7 @@ impl Hub {
             reading: None,
             done: false,
             transform: None,
+            transforming: None,
         };
         watch.catch_up(position);
         watch
@@ -240,10 +241,12 @@ pub struct Watch {
     reading: Option<(BoxFuture<'static, Result<Batch>>, u64)>,
     done: bool,
     transform: Option<Transform>,
+    /// The batch that is on its way through it.
+    transforming: Option<BoxFuture<'static, Result<Batch>>>,
 }
 
 /// What a batch goes through before it is yielded.
-type Transform = Box<dyn Fn(Batch) -> Result<Batch> + Send + Sync>;
+type Transform = Box<dyn Fn(Batch) -> BoxFuture<'static, Result<Batch>> + Send + Sync>;
 
 impl Watch {
     /// A handle that tells how far this watch is, to be asked from elsewhere.
@@ -258,7 +261,7 @@ impl Watch {
     #[must_use]
     pub fn transformed(
         mut self,
-        transform: impl Fn(Batch) -> Result<Batch> + Send + Sync + 'static,
+        transform: impl Fn(Batch) -> BoxFuture<'static, Result<Batch>> + Send + Sync + 'static,
     ) -> Self {
         self.transform = Some(Box::new(transform));
         self
@@ -296,16 +299,22 @@ impl Stream for Watch {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        let batch = match ready!(this.poll_batch(cx)) {
-            Some(Ok(batch)) => batch,
-            other => return Poll::Ready(other),
-        };
-        let transformed = match &this.transform {
-            Some(transform) => transform(batch),
-            None => Ok(batch),
-        };
-        this.done |= transformed.is_err();
-        Poll::Ready(Some(transformed))
+        loop {
+            if let Some(transforming) = &mut this.transforming {
+                let transformed = ready!(transforming.as_mut().poll(cx));
+                this.transforming = None;
+                this.done |= transformed.is_err();
+                return Poll::Ready(Some(transformed));
+            }
+            let batch = match ready!(this.poll_batch(cx)) {
+                Some(Ok(batch)) => batch,
+                other => return Poll::Ready(other),
+            };
+            match &this.transform {
+                Some(transform) => this.transforming = Some(transform(batch)),
+                None => return Poll::Ready(Some(Ok(batch))),
+            }
+        }
     }
 }
 

@@ -1,6 +1,9 @@
 //! `--encryption-provider-config`: an EncryptionConfiguration.
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use apimachinery::resource::builtin;
@@ -8,6 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
+use super::kms::{Kms, Settings};
 use super::provider::{Cipher, Key, Provider, Providers};
 use crate::strategy::check::{list, text};
 
@@ -27,7 +31,38 @@ impl Rules {
             .filter(|_| !INTERNAL.iter().any(|prefix| key.starts_with(prefix)))
             .map(|(_, providers)| providers)
     }
+
+    /// The key management services that are in use.
+    pub(super) fn services(&self) -> Vec<&Arc<Kms>> {
+        let all = self.prefixes.iter().flat_map(|(_, providers)| &providers.0);
+        let mut found: Vec<&Arc<Kms>> = Vec::new();
+        for provider in all {
+            if let Provider::Kms(kms) = provider
+                && !found.iter().any(|known| Arc::ptr_eq(known, kms))
+            {
+                found.push(kms);
+            }
+        }
+        found
+    }
+
+    #[must_use]
+    pub fn has_services(&self) -> bool {
+        !self.services().is_empty()
+    }
+
+    /// Reaches the key management services, and follows them from then on. The first failure is told.
+    pub async fn start(&self) -> Result<()> {
+        let mut answers = Vec::new();
+        for kms in self.services() {
+            answers.push(kms.start().await);
+        }
+        let first = answers.into_iter().find_map(Result::err);
+        first.map_or(Ok(()), |error| Err(anyhow::anyhow!(error)))
+    }
 }
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub fn read(path: &Path) -> Result<Rules> {
     let content =
@@ -52,6 +87,7 @@ pub(super) fn parse(content: &str) -> Result<Rules> {
     let entries = list(&document, "resources");
     ensure!(!entries.is_empty(), "resources: at least one is required");
     let mut rules = Rules::default();
+    let mut services = BTreeSet::new();
     for (i, entry) in entries.iter().enumerate() {
         let providers = list(entry, "providers");
         ensure!(
@@ -62,7 +98,8 @@ pub(super) fn parse(content: &str) -> Result<Rules> {
             .iter()
             .enumerate()
             .map(|(j, provider)| {
-                self::provider(provider).with_context(|| format!("resources[{i}].providers[{j}]"))
+                self::provider(provider, &mut services)
+                    .with_context(|| format!("resources[{i}].providers[{j}]"))
             })
             .collect::<Result<Vec<_>>>()?;
         let names = list(entry, "resources");
@@ -112,7 +149,7 @@ fn prefixes(name: &str) -> Vec<String> {
     prefixes
 }
 
-fn provider(value: &Value) -> Result<Provider> {
+fn provider(value: &Value, services: &mut BTreeSet<String>) -> Result<Provider> {
     let map = value.as_object().context("not an object")?;
     let (Some((name, settings)), 1) = (map.iter().next(), map.len()) else {
         bail!("exactly one provider is required");
@@ -122,6 +159,15 @@ fn provider(value: &Value) -> Result<Provider> {
         "aescbc" => Cipher::AesCbc,
         "aesgcm" => Cipher::AesGcm,
         "secretbox" => Cipher::SecretBox,
+        "kms" => {
+            let settings = kms(settings)?;
+            let name = &settings.name;
+            ensure!(
+                services.insert(name.clone()),
+                "kms.name: duplicate KMS provider name {name}, names must be unique"
+            );
+            return Ok(Provider::Kms(Arc::new(Kms::new(settings))));
+        }
         other => bail!("provider {other:?} is not supported"),
     };
     let mut keys: Vec<Key> = Vec::new();
@@ -150,6 +196,60 @@ fn provider(value: &Value) -> Result<Provider> {
     }
     ensure!(!keys.is_empty(), "keys: at least one is required");
     Ok(Provider::Sealed(cipher, keys))
+}
+
+fn kms(value: &Value) -> Result<Settings> {
+    match text(value, "apiVersion") {
+        "" | "v1" => bail!(
+            "KMSv1 is deprecated and will only receive security updates going forward. Use KMSv2 instead.  Set --feature-gates=KMSv1=true to use the deprecated KMSv1 feature."
+        ),
+        "v2" => {}
+        other => bail!(
+            "kms.apiVersion: {other:?}: unsupported apiVersion apiVersion for KMS provider, only v1 and v2 are supported"
+        ),
+    }
+    let name = text(value, "name");
+    ensure!(
+        !name.is_empty(),
+        "kms.name: name is a mandatory field for a provider"
+    );
+    ensure!(
+        !name.contains(':'),
+        "kms.name: invalid KMS provider name {name}, must not contain ':'"
+    );
+    ensure!(
+        value.get("cachesize").is_none_or(Value::is_null),
+        "kms.cachesize: cachesize is not supported in v2"
+    );
+    let timeout = match text(value, "timeout") {
+        "" => DEFAULT_TIMEOUT,
+        timeout => crate::config::duration(timeout)
+            .map_err(|error| anyhow::anyhow!("kms.timeout: {error}"))?,
+    };
+    ensure!(
+        !timeout.is_zero(),
+        "kms.timeout: timeout should be a positive value"
+    );
+    let endpoint = text(value, "endpoint");
+    ensure!(
+        !endpoint.is_empty(),
+        "kms.endpoint: endpoint is a mandatory field for a kms"
+    );
+    let path = endpoint.strip_prefix("unix://").with_context(|| {
+        let scheme = endpoint.split_once(':').map_or("", |(scheme, _)| scheme);
+        format!(
+            "kms.endpoint: unsupported scheme {scheme:?} for KMS provider, only unix is supported"
+        )
+    })?;
+    Ok(Settings {
+        name: name.to_owned(),
+        // An abstract socket is written with an at sign.
+        path: match path.strip_prefix("/@") {
+            Some(name) => format!("\0{name}"),
+            None => path.to_owned(),
+        },
+        timeout,
+    })
 }
 
 #[cfg(test)]
@@ -194,7 +294,17 @@ mod tests {
             ("secrets", key("not base64!")),
             ("secrets", key(&STANDARD.encode([0; 5]))),
             ("secrets", "aescbc: {keys: []}".into()),
-            ("secrets", "kms: {name: x}".into()),
+            ("secrets", "kms: {name: x, apiVersion: v2}".into()),
+            ("secrets", "kms: {name: x, apiVersion: v2, endpoint: \"http://x\"}".into()),
+            ("secrets", "kms: {name: \"x:y\", apiVersion: v2, endpoint: \"unix:///x\"}".into()),
+            ("secrets", "kms: {name: x, apiVersion: v3, endpoint: \"unix:///x\"}".into()),
+            ("secrets", "kms: {name: x, apiVersion: v2, endpoint: \"unix:///x\", timeout: 0s}".into()),
+            ("secrets", "kms: {name: x, apiVersion: v2, endpoint: \"unix:///x\", cachesize: 5}".into()),
+            (
+                "secrets",
+                "kms: {name: x, apiVersion: v2, endpoint: \"unix:///x\"}\n  - kms: {name: x, apiVersion: v2, endpoint: \"unix:///y\"}"
+                    .into(),
+            ),
             (
                 "secrets",
                 format!("aesgcm: {{keys: [{{name: \"a:b\", secret: {good:?}}}]}}"),
@@ -207,5 +317,19 @@ mod tests {
                 "{resource} {provider}"
             );
         }
+    }
+
+    #[test]
+    fn services() {
+        let kms = "kms: {name: x, apiVersion: v2, endpoint: \"unix:///run/kms.sock\"}";
+        let rules = config("secrets", kms).unwrap();
+        assert!(rules.has_services());
+        // A service is the same one for all that it seals.
+        assert_eq!(config("*.", kms).unwrap().services().len(), 1);
+        assert!(rules == config("secrets", kms).unwrap());
+        assert!(rules != config("secrets", &kms.replace("kms.sock", "other")).unwrap());
+        let version_1 = config("secrets", "kms: {name: x, endpoint: \"unix:///x\"}");
+        let error = format!("{:#}", version_1.err().unwrap());
+        assert!(error.contains("KMSv1 is deprecated"), "{error}");
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! [`EncryptedStore`] stands between everybody and the store: values are opened as they come and sealed as they go.
 //! [`config`] reads which resources are sealed and how, and [`reload`] does so again when the file changes; [`provider`]
-//! has the ciphers. A value that would be sealed otherwise by now is written anew with the next update of its object,
+//! has the ciphers, [`kms`] those whose keys are elsewhere. A value that would be sealed otherwise by now is written anew with the next update of its object,
 //! even if that changes nothing else.
 
 pub mod config;
+mod kms;
 mod provider;
 pub mod reload;
 
@@ -30,8 +31,21 @@ impl SharedRules {
         Self(Arc::new(ArcSwap::from_pointee(rules)))
     }
 
+    /// Whether all key management services are well, and if not, why.
+    pub async fn check(&self) -> std::result::Result<(), String> {
+        let rules = self.load_full();
+        for kms in rules.services() {
+            kms.check().await?;
+        }
+        Ok(())
+    }
+
     fn load(&self) -> arc_swap::Guard<Arc<Rules>> {
         self.0.load()
+    }
+
+    fn load_full(&self) -> Arc<Rules> {
+        self.0.load_full()
     }
 
     fn store(&self, rules: Rules) {
@@ -61,11 +75,11 @@ impl EncryptedStore {
     }
 
     /// What a failed write found in its place.
-    fn open_error(&self, error: Error) -> Error {
+    async fn open_error(&self, error: Error) -> Error {
         match error {
             Error::Conflict {
                 current: Some(mut current),
-            } => match open(&self.rules.load(), &mut current) {
+            } => match open(&self.rules.load_full(), &mut current).await {
                 Ok(()) => Error::Conflict {
                     current: Some(current),
                 },
@@ -80,30 +94,31 @@ fn not_transformed(key: &str, error: &str) -> String {
     format!("unable to transform key {key:?}: {error}")
 }
 
-fn opened(rules: &Rules, kv: &KeyValue) -> Result<Option<Opened>> {
+async fn opened(rules: &Rules, kv: &KeyValue) -> Result<Option<Opened>> {
     match rules.of(&kv.key) {
         // A deletion has no value.
         Some(providers) if !kv.value.is_empty() => providers
             .open(&kv.key, &kv.value)
+            .await
             .map(Some)
             .map_err(|error| Error::Corrupt(not_transformed(&kv.key, &error))),
         _ => Ok(None),
     }
 }
 
-fn open(rules: &Rules, kv: &mut KeyValue) -> Result<()> {
-    if let Some(opened) = opened(rules, kv)? {
+async fn open(rules: &Rules, kv: &mut KeyValue) -> Result<()> {
+    if let Some(opened) = opened(rules, kv).await? {
         kv.value = opened.value;
     }
     Ok(())
 }
 
-fn open_batch(rules: &Rules, mut batch: Batch) -> Result<Batch> {
+async fn open_batch(rules: Arc<Rules>, mut batch: Batch) -> Result<Batch> {
     for event in &mut batch.events {
         if let Some(previous) = &mut event.prev_kv {
-            open(rules, previous)?;
+            open(&rules, previous).await?;
         }
-        open(rules, &mut event.kv)?;
+        open(&rules, &mut event.kv).await?;
     }
     Ok(batch)
 }
@@ -117,7 +132,7 @@ impl Store for EncryptedStore {
         Box::pin(async move {
             let mut found = self.inner.get(key).await?;
             if let Some(kv) = &mut found {
-                open(&self.rules.load(), kv)?;
+                open(&self.rules.load_full(), kv).await?;
             }
             Ok(found)
         })
@@ -126,9 +141,9 @@ impl Store for EncryptedStore {
     fn range(&self, range: Range) -> BoxFuture<'_, Result<RangeResult>> {
         Box::pin(async move {
             let mut found = self.inner.range(range).await?;
-            let rules = self.rules.load();
+            let rules = self.rules.load_full();
             for kv in &mut found.kvs {
-                open(&rules, kv)?;
+                open(&rules, kv).await?;
             }
             Ok(found)
         })
@@ -143,16 +158,20 @@ impl Store for EncryptedStore {
     ) -> BoxFuture<'a, Result<u64>> {
         Box::pin(async move {
             let sealed = self.seal(key, value)?;
-            let written = self.inner.put(key, expect, sealed, ttl).await;
-            written.map_err(|error| self.open_error(error))
+            match self.inner.put(key, expect, sealed, ttl).await {
+                Err(error) => Err(self.open_error(error).await),
+                written => written,
+            }
         })
     }
 
     fn delete<'a>(&'a self, key: &'a str, expect: Expect) -> BoxFuture<'a, Result<Deleted>> {
         Box::pin(async move {
-            let deleted = self.inner.delete(key, expect).await;
-            let mut deleted = deleted.map_err(|error| self.open_error(error))?;
-            open(&self.rules.load(), &mut deleted.prev)?;
+            let mut deleted = match self.inner.delete(key, expect).await {
+                Ok(deleted) => deleted,
+                Err(error) => return Err(self.open_error(error).await),
+            };
+            open(&self.rules.load_full(), &mut deleted.prev).await?;
             Ok(deleted)
         })
     }
@@ -161,7 +180,7 @@ impl Store for EncryptedStore {
         let rules = self.rules.clone();
         Box::pin(async move {
             let watch = self.inner.watch(prefix, from).await?;
-            Ok(watch.transformed(move |batch| open_batch(&rules.load(), batch)))
+            Ok(watch.transformed(move |batch| Box::pin(open_batch(rules.load_full(), batch))))
         })
     }
 
@@ -182,7 +201,8 @@ impl Store for EncryptedStore {
             let Some(kv) = self.inner.get(key).await? else {
                 return Ok(false);
             };
-            Ok(opened(&self.rules.load(), &kv)?.is_some_and(|opened| opened.stale))
+            let opened = opened(&self.rules.load_full(), &kv).await?;
+            Ok(opened.is_some_and(|opened| opened.stale))
         })
     }
 }

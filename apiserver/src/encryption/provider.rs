@@ -1,5 +1,7 @@
 //! The ciphers, in the envelopes that Kubernetes writes: `k8s:enc:NAME:v1:KEY:` and what is sealed.
 
+use std::sync::Arc;
+
 use aes::{Aes128, Aes192, Aes256};
 use aes_gcm::aead::consts::U12;
 use aes_gcm::aead::{Aead, Payload};
@@ -10,6 +12,8 @@ use cbc::cipher::{BlockModeDecrypt, BlockModeEncrypt, KeyIvInit, StreamCipher};
 use poly1305::Poly1305;
 use rand::RngCore;
 use salsa20::XSalsa20;
+
+use super::kms::Kms;
 
 /// What every envelope begins with.
 pub const ENVELOPE: &[u8] = b"k8s:enc:";
@@ -76,6 +80,8 @@ pub enum Provider {
     Identity,
     /// The first key seals, all of them open.
     Sealed(Cipher, Vec<Key>),
+    /// With keys that a key management service looks after.
+    Kms(Arc<Kms>),
 }
 
 /// All providers of a resource: the first one seals, all of them open.
@@ -100,12 +106,13 @@ impl Providers {
                 sealed.extend(cipher.seal(&first.secret, key, value)?);
                 Ok(sealed.into())
             }
+            Some(Provider::Kms(kms)) => kms.seal(key, value),
             _ => Ok(value.clone()),
         }
     }
 
     /// A value as it was before it was sealed.
-    pub fn open(&self, key: &str, value: &Bytes) -> Result<Opened, String> {
+    pub async fn open(&self, key: &str, value: &Bytes) -> Result<Opened, String> {
         let mut errors = Vec::new();
         for (place, provider) in self.0.iter().enumerate() {
             match provider {
@@ -116,6 +123,14 @@ impl Providers {
                         stale: place > 0,
                     });
                 }
+                Provider::Kms(kms) => match kms.open(key, value).await {
+                    None => {}
+                    Some(Ok(mut opened)) => {
+                        opened.stale |= place > 0;
+                        return Ok(opened);
+                    }
+                    Some(Err(error)) => errors.push(error),
+                },
                 Provider::Sealed(cipher, keys) => {
                     let Some(rest) = value.strip_prefix(cipher.prefix().as_bytes()) else {
                         continue;
@@ -191,7 +206,7 @@ fn cbc_open(secret: &[u8], sealed: &[u8]) -> Result<Vec<u8>, String> {
 }
 
 /// The key under which a value is stored is sealed with it, so that it cannot be moved to another one.
-fn gcm_seal(secret: &[u8], key: &str, plain: &[u8]) -> Result<Vec<u8>, String> {
+pub(super) fn gcm_seal(secret: &[u8], key: &str, plain: &[u8]) -> Result<Vec<u8>, String> {
     let nonce = random::<GCM_NONCE>();
     let payload = Payload {
         msg: plain,
@@ -203,7 +218,7 @@ fn gcm_seal(secret: &[u8], key: &str, plain: &[u8]) -> Result<Vec<u8>, String> {
     Ok([&nonce[..], &sealed].concat())
 }
 
-fn gcm_open(secret: &[u8], key: &str, sealed: &[u8]) -> Result<Vec<u8>, String> {
+pub(super) fn gcm_open(secret: &[u8], key: &str, sealed: &[u8]) -> Result<Vec<u8>, String> {
     let (nonce, sealed) = sealed.split_first_chunk::<GCM_NONCE>().ok_or(NOT_SEALED)?;
     let payload = Payload {
         msg: sealed,
@@ -261,8 +276,8 @@ mod tests {
             .collect()
     }
 
-    #[test]
-    fn what_is_sealed_opens_again_and_only_unchanged() {
+    #[tokio::test]
+    async fn what_is_sealed_opens_again_and_only_unchanged() {
         for cipher in [Cipher::AesCbc, Cipher::AesGcm, Cipher::SecretBox] {
             for length in cipher.key_lengths() {
                 let key = |name: &str, byte: u8| Key {
@@ -277,22 +292,22 @@ mod tests {
                     let plain = Bytes::from(plain);
                     let sealed = providers.seal("/k", &plain).unwrap();
                     assert!(sealed.starts_with(format!("{}a:", cipher.prefix()).as_bytes()));
-                    let opened = providers.open("/k", &sealed).unwrap();
+                    let opened = providers.open("/k", &sealed).await.unwrap();
                     assert_eq!((opened.value, opened.stale), (plain.clone(), false));
                     let turned = Providers(vec![Provider::Sealed(
                         cipher,
                         vec![key("b", 2), key("a", 1)],
                     )]);
-                    assert!(turned.open("/k", &sealed).unwrap().stale);
+                    assert!(turned.open("/k", &sealed).await.unwrap().stale);
                     let other = Providers(vec![Provider::Sealed(cipher, vec![key("c", 1)])]);
-                    assert!(other.open("/k", &sealed).is_err());
+                    assert!(other.open("/k", &sealed).await.is_err());
                     if cipher == Cipher::AesGcm {
-                        assert!(providers.open("/elsewhere", &sealed).is_err());
+                        assert!(providers.open("/elsewhere", &sealed).await.is_err());
                     }
                     if cipher != Cipher::AesCbc {
                         let mut changed = sealed.to_vec();
                         *changed.last_mut().unwrap() ^= 1;
-                        assert!(providers.open("/k", &changed.into()).is_err());
+                        assert!(providers.open("/k", &changed.into()).await.is_err());
                     }
                 }
                 for short in [
@@ -300,7 +315,7 @@ mod tests {
                     "k8s:enc:aesgcm:v1:a:",
                     "k8s:enc:secretbox:v1:a:y",
                 ] {
-                    assert!(providers.open("/k", &Bytes::from(short)).is_err());
+                    assert!(providers.open("/k", &Bytes::from(short)).await.is_err());
                 }
             }
         }
@@ -324,15 +339,15 @@ mod tests {
         assert_eq!(box_open(&key, &sealed).unwrap(), plain);
     }
 
-    #[test]
-    fn plain_values_are_not_sealed_ones() {
+    #[tokio::test]
+    async fn plain_values_are_not_sealed_ones() {
         let identity = Providers(vec![Provider::Identity]);
         let plain = Bytes::from("{}");
         assert_eq!(identity.seal("/k", &plain).unwrap(), plain);
-        assert!(!identity.open("/k", &plain).unwrap().stale);
+        assert!(!identity.open("/k", &plain).await.unwrap().stale);
         let sealed = Bytes::from("k8s:enc:aescbc:v1:a:xyz");
         assert_eq!(
-            identity.open("/k", &sealed).unwrap_err(),
+            identity.open("/k", &sealed).await.unwrap_err(),
             "no matching prefix found"
         );
     }

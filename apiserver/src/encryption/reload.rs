@@ -63,10 +63,17 @@ async fn take_up(path: &Path, changes: &Changes, rules: &SharedRules) -> io::Res
     loop {
         match config::read(path) {
             Ok(new) if new == **rules.load() => {}
-            Ok(new) => {
-                rules.store(new);
-                tracing::info!(path = %path.display(), "the encryption configuration has changed");
-            }
+            // Sealing with what cannot be reached would stop all writes.
+            Ok(new) => match new.start().await {
+                Err(error) => tracing::error!(
+                    error = format!("{error:#}"),
+                    "the encryption configuration stays as it was"
+                ),
+                Ok(()) => {
+                    rules.store(new);
+                    tracing::info!(path = %path.display(), "the encryption configuration has changed");
+                }
+            },
             Err(error) => {
                 tracing::error!(
                     error = format!("{error:#}"),

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use storage::Store;
 
 use crate::body::Reply;
+use crate::encryption::SharedRules;
 use crate::query::Query;
 use crate::rest::text;
 
@@ -21,6 +22,8 @@ pub struct Health {
     /// Hooks that have not run yet.
     pending: Mutex<BTreeSet<&'static str>>,
     hooks: BTreeSet<&'static str>,
+    /// With the key management services that seal what is stored.
+    services: Option<SharedRules>,
     stopping: tokio_util::sync::CancellationToken,
 }
 
@@ -28,6 +31,7 @@ impl Health {
     pub fn new(
         store: Arc<dyn Store>,
         hooks: impl IntoIterator<Item = &'static str>,
+        services: Option<SharedRules>,
         stopping: tokio_util::sync::CancellationToken,
     ) -> Self {
         let hooks: BTreeSet<_> = hooks.into_iter().collect();
@@ -35,6 +39,7 @@ impl Health {
             store,
             pending: Mutex::new(hooks.clone()),
             hooks,
+            services,
             stopping,
         }
     }
@@ -62,6 +67,9 @@ impl Health {
                 .iter()
                 .map(|hook| format!("poststarthook/{hook}")),
         );
+        if self.services.is_some() {
+            names.push("kms-providers".into());
+        }
         if endpoint == "readyz" {
             names.push("shutdown".into());
         }
@@ -103,6 +111,10 @@ impl Health {
                 tokio::time::timeout(STORE_TIMEOUT, self.store.current_revision()).await,
                 Ok(Ok(_))
             ),
+            "kms-providers" => match &self.services {
+                Some(services) => services.check().await.is_ok(),
+                None => true,
+            },
             "shutdown" => !self.stopping.is_cancelled(),
             hook => hook
                 .strip_prefix("poststarthook/")
