@@ -3,6 +3,7 @@
 //! One module per plugin of Kubernetes that is on by default; [`small`] holds those that set one thing. [`chain`]
 //! puts them in Kubernetes' order.
 
+mod certificates;
 mod limit_ranger;
 mod namespace;
 mod node_restriction;
@@ -195,6 +196,9 @@ pub fn chain(
         Box::new(small::StorageObjectInUseProtection),
         Box::new(small::PersistentVolumeClaimResize),
         Box::new(small::RuntimeClass),
+        Box::new(certificates::Approval(authorizer.clone())),
+        Box::new(certificates::Signing(authorizer.clone())),
+        Box::new(certificates::SubjectRestriction),
         Box::new(small::INGRESS_CLASS),
         Box::new(policy::Mutating::new(authorizer.clone())),
         Box::new(webhook::Mutating::new(authorizer.clone())),

@@ -7,6 +7,7 @@ mod admission;
 mod aggregation;
 mod backups;
 mod bad_input;
+mod certificates;
 mod custom_resources;
 mod endpoints;
 mod field_validation;
