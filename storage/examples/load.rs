@@ -2,11 +2,13 @@
 //! in the middle of it.
 //!
 //! ```text
-//! load embedded:/path/to/file | etcd:http://127.0.0.1:2379 [--writers 32] [--seconds 5] [--size 600] [--keys 0] [--print]
+//! load embedded:/path/to/file | etcd:http://127.0.0.1:2379 [--writers 32] [--seconds 5] [--size 600] [--keys 0] [--keep 0]
+//!     [--history 300000] [--print]
 //! ```
 //!
-//! Each writer creates one key after the other, or with `--keys N` goes round N keys of its own. `--print` prints every
-//! acknowledged write as `key revision`.
+//! Each writer creates one key after the other, or with `--keys N` goes round N keys of its own. With `--keep N` it deletes
+//! all but every Nth again at once. `--history` is how many milliseconds an embedded store keeps it. `--print` prints every
+//! acknowledged write as `key revision`, and every acknowledged deletion as `key -`.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -24,6 +26,8 @@ struct Args {
     seconds: u64,
     size: usize,
     keys: u64,
+    keep: u64,
+    history: Duration,
     print: bool,
 }
 
@@ -31,13 +35,15 @@ fn args() -> Result<Args, String> {
     let mut given = std::env::args().skip(1);
     let store = given
         .next()
-        .ok_or("usage: load STORE [--writers N] [--seconds N] [--size N] [--keys N] [--print]")?;
+        .ok_or("usage: load STORE [--writers N] [--seconds N] [--size N] [--keys N] [--keep N] [--history MS] [--print]")?;
     let mut args = Args {
         store,
         writers: 32,
         seconds: 5,
         size: 600,
         keys: 0,
+        keep: 0,
+        history: embedded::Options::default().history,
         print: false,
     };
     while let Some(flag) = given.next() {
@@ -54,6 +60,8 @@ fn args() -> Result<Args, String> {
             "--seconds" => args.seconds = number,
             "--size" => args.size = number as usize,
             "--keys" => args.keys = number,
+            "--keep" => args.keep = number,
+            "--history" => args.history = Duration::from_millis(number),
             _ => return Err(format!("unknown flag {flag}")),
         }
     }
@@ -70,11 +78,22 @@ fn value_of(key: &str, size: usize) -> Bytes {
         .collect()
 }
 
+fn print(key: &str, outcome: &str) -> storage::Result<()> {
+    writeln!(std::io::stdout().lock(), "{key} {outcome}")
+        .map_err(|e| storage::Error::Unavailable(format!("nobody reads what is printed: {e}")))
+}
+
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args = args()?;
     let store: Arc<dyn Store> = match args.store.split_once(':') {
-        Some(("embedded", path)) => Arc::new(Embedded::open(path, embedded::Options::default())?),
+        Some(("embedded", path)) => {
+            let options = embedded::Options {
+                history: args.history,
+                ..embedded::Options::default()
+            };
+            Arc::new(Embedded::open(path, options)?)
+        }
         Some(("etcd", url)) => Arc::new(Etcd::connect(&[url], etcd::Options::default()).await?),
         _ => return Err("the store is embedded:PATH or etcd:URL".into()),
     };
@@ -99,9 +118,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                     .await?;
                 slowest.fetch_max(started.elapsed().as_micros() as u64, Ordering::Relaxed);
                 if args.print {
-                    writeln!(std::io::stdout().lock(), "{key} {revision}").map_err(|e| {
-                        storage::Error::Unavailable(format!("nobody reads what is printed: {e}"))
-                    })?;
+                    print(&key, &revision.to_string())?;
+                }
+                if args.keep > 0 && number % args.keep != 0 {
+                    store.delete(&key, Expect::Any).await?;
+                    if args.print {
+                        print(&key, "-")?;
+                    }
                 }
                 written.fetch_add(1, Ordering::Relaxed);
                 n += 1;
