@@ -128,6 +128,41 @@ async fn leases(api: &Api, count: usize) -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_lease_is_renewed_by_its_holder() {
+    let api = Api::start().await;
+    let first = leases(&api, 1).await.remove(0);
+    let renewed = async {
+        loop {
+            let now = leases(&api, 1).await.remove(0);
+            if now["spec"]["renewTime"] != first["spec"]["renewTime"] {
+                return now;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    // Every ten seconds.
+    let renewed = tokio::time::timeout(PATIENCE, renewed)
+        .await
+        .expect("the lease is renewed");
+    let time = |lease: &Value| -> jiff::Timestamp {
+        lease["spec"]["renewTime"]
+            .as_str()
+            .unwrap()
+            .parse()
+            .unwrap()
+    };
+    assert!(time(&renewed) > time(&first));
+    for (field, same) in [("name", true), ("uid", true), ("resourceVersion", false)] {
+        let (one, other) = (&first["metadata"][field], &renewed["metadata"][field]);
+        assert_eq!(one == other, same, "{field}");
+    }
+    assert_eq!(
+        renewed["spec"]["holderIdentity"],
+        first["spec"]["holderIdentity"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn servers_have_leases_until_they_expire() {
     let mut api = Api::start().await;
     let first = leases(&api, 1).await.remove(0);

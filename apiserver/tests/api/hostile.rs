@@ -84,6 +84,49 @@ async fn who_does_not_get_to_the_point_is_closed_and_holds_up_nobody() {
     assert_eq!(api.get("/version").await.code, 200);
 }
 
+/// Three quarters of the descriptors are for connections. Who comes then is sent away at once, and the server has what it
+/// needs to go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_limit_are_closed_at_once() {
+    const DESCRIPTORS: usize = 160;
+    const LIMIT: usize = DESCRIPTORS / 4 * 3;
+    const MORE: usize = 20;
+    let (api, _program) = Api::start_program(DESCRIPTORS).await;
+    let mut open = tokio::task::JoinSet::new();
+    for _ in 0..LIMIT + MORE {
+        let stream = TcpStream::connect(api.address).await.unwrap();
+        open.spawn(closed(stream));
+    }
+    // Sooner than silence is found out.
+    let sent_away = async {
+        for _ in 0..MORE {
+            open.join_next().await.unwrap().unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(8), sent_away)
+        .await
+        .expect("those beyond the limit are closed");
+    assert_eq!(open.len(), LIMIT);
+    // When they leave, there is room again.
+    open.abort_all();
+    while open.join_next().await.is_some() {}
+    let room = async {
+        loop {
+            let stream = TcpStream::connect(api.address).await.unwrap();
+            let name = ServerName::from(api.address.ip());
+            if api.nobody().connect(name, stream).await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, room)
+        .await
+        .expect("there is room");
+    let map = json!({"metadata": {"name": "after"}});
+    api.post(MAPS, &map).await.ok();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_never_ends_is_refused() {
     let api = Api::start().await;

@@ -97,6 +97,43 @@ impl Api {
         api
     }
 
+    /// The program itself, which may open so many descriptors. It lives as long as what comes with it.
+    pub async fn start_program(descriptors: usize) -> (Self, Program) {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let directory = TempDir::new().unwrap();
+        let pki = Pki::new(directory.path());
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let mut words = arguments(directory.path(), address.port(), &[]);
+        env!("CARGO_BIN_EXE_apiserver").clone_into(&mut words[0]);
+        let process = std::process::Command::new("sh")
+            .arg("-c")
+            .arg(format!("ulimit -n {descriptors} && exec \"$0\" \"$@\""))
+            .args(words)
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let program = Program(process);
+        let listens = async {
+            while TcpStream::connect(address).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, listens)
+            .await
+            .expect("the program listens");
+        let api = Self {
+            address,
+            admin: pki.connector(Some("system:masters")),
+            nobody: pki.connector(None),
+            directory,
+            running: None,
+        };
+        api.until_ready().await;
+        (api, program)
+    }
+
     /// The administrator's identity.
     pub fn admin(&self) -> &TlsConnector {
         &self.admin
@@ -355,16 +392,19 @@ impl Watch {
 }
 
 async fn serve(directory: &Path, flags: &[&str]) -> Running {
+    let arguments = arguments(directory, 0, flags);
+    assemble::start(&Config::parse_from(arguments))
+        .await
+        .expect("the server starts")
+}
+
+/// The words of the command that serves from this folder; port 0 is any.
+fn arguments(directory: &Path, port: u16, flags: &[&str]) -> Vec<String> {
     let path = |name: &str| directory.join(name).display().to_string();
-    let mut arguments: Vec<String> = [
-        "apiserver",
-        "--bind-address",
-        "127.0.0.1",
-        "--secure-port",
-        "0",
-    ]
-    .map(str::to_owned)
-    .into();
+    let mut arguments: Vec<String> = ["apiserver", "--bind-address", "127.0.0.1"]
+        .map(str::to_owned)
+        .into();
+    arguments.extend(["--secure-port".to_owned(), port.to_string()]);
     if !flags.contains(&"--advertise-address") {
         // Endpoints may not be loopback addresses; nobody goes there.
         arguments.extend(["--advertise-address", "192.0.2.1"].map(str::to_owned));
@@ -379,9 +419,17 @@ async fn serve(directory: &Path, flags: &[&str]) -> Running {
         arguments.extend([flag.to_owned(), path(file)]);
     }
     arguments.extend(flags.iter().map(ToString::to_string));
-    assemble::start(&Config::parse_from(arguments))
-        .await
-        .expect("the server starts")
+    arguments
+}
+
+/// The program as a process of its own.
+pub struct Program(std::process::Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
 }
 
 struct Pki {
