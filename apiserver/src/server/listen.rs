@@ -23,6 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use super::Server;
+use super::ahead::ReadAhead;
 use super::coalesce::Coalesced;
 use crate::authn::x509::CertificateUser;
 use crate::body::{Received, Reply};
@@ -108,7 +109,8 @@ async fn connection(
 ) {
     // Answers are written in one piece; waiting for more only adds latency.
     let _ = stream.set_nodelay(true);
-    let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+    let accepted = acceptor.accept(ReadAhead::new(stream));
+    let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepted).await {
         Ok(Ok(tls)) => tls,
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
         Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),

@@ -1,8 +1,10 @@
 //! The server: what all requests share, and the sockets that they come in on.
 //!
-//! [`listen`] accepts connections and speaks TLS and HTTP, [`tls`] reads keys and certificates, [`health`] and
+//! [`listen`] accepts connections and speaks TLS and HTTP, by way of [`ahead`] and [`coalesce`], which spare system calls;
+//! [`tls`] reads keys and certificates, [`health`] and
 //! [`fixed`] answer the paths that are no resources, [`hooks`] run once serving has begun.
 
+mod ahead;
 mod coalesce;
 pub mod fixed;
 pub mod health;
