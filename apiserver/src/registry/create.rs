@@ -120,7 +120,7 @@ impl Registry {
             .as_ref()
             .is_ok_and(|object| object.bytes.len() > LARGE)
         {
-            // Many small pieces: they are freed once the answer is on its way.
+            // Many small pieces: they are freed once the answer is on its way, but soon, for the next request to have them.
             tokio::spawn(async move { drop(object) });
         }
         Ok(Written {

@@ -209,12 +209,12 @@ impl Answering<'_> {
             info: info.clone(),
         };
         if let Some(other) = server.aggregator.route(&exchange.info.path) {
-            return Ok(crate::aggregation::serve(&exchange, &other, request).await);
+            return Ok(Box::pin(crate::aggregation::serve(&exchange, &other, request)).await);
         }
         if exchange.info.is_resource {
             return route(exchange, request).await;
         }
-        server.clone().fixed(&exchange).await
+        Box::pin(server.clone().fixed(&exchange)).await
     }
 }
 
@@ -257,7 +257,7 @@ async fn dispatch(
         });
     }
     if !info.subresource.is_empty() {
-        return subresources::handle(exchange, served, request).await;
+        return Box::pin(subresources::handle(exchange, served, request)).await;
     }
     let one = matches!(&*info.verb, "update" | "patch" | "delete");
     if (one && info.name.is_empty()) || (info.verb == "create" && !info.name.is_empty()) {
@@ -272,7 +272,7 @@ async fn dispatch(
         return Err(Status::method_not_allowed());
     }
     if resource.group == crate::node_metrics::GROUP {
-        return crate::node_metrics::answer(&exchange, &served).await;
+        return Box::pin(crate::node_metrics::answer(&exchange, &served)).await;
     }
     if !resource.is_stored() && info.verb != "create" {
         return components::answer(&exchange, &served).await;

@@ -48,15 +48,18 @@ pub async fn handle(
     served: Arc<Served>,
     request: Request<Received>,
 ) -> Result<Reply> {
+    // Writes need room for much: each takes it when it comes, so that reads are not moved about with it.
     match exchange.info.verb.as_str() {
         "get" => get(&exchange, &served).await,
         "list" => list(&exchange, &served).await,
-        "watch" => start_watch(&exchange, &served).await,
-        "create" => create(&exchange, &served, request.into_body()).await,
-        "update" => update(&exchange, &served, request.into_body()).await,
-        "patch" => patch::handle(&exchange, &served, request.into_body()).await,
-        "delete" => delete(&exchange, &served, request.into_body()).await,
-        "deletecollection" => delete_collection(&exchange, &served, request.into_body()).await,
+        "watch" => Box::pin(start_watch(&exchange, &served)).await,
+        "create" => Box::pin(create(&exchange, &served, request.into_body())).await,
+        "update" => Box::pin(update(&exchange, &served, request.into_body())).await,
+        "patch" => Box::pin(patch::handle(&exchange, &served, request.into_body())).await,
+        "delete" => Box::pin(delete(&exchange, &served, request.into_body())).await,
+        "deletecollection" => {
+            Box::pin(delete_collection(&exchange, &served, request.into_body())).await
+        }
         _ => Err(Status::method_not_allowed()),
     }
 }
