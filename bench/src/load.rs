@@ -14,7 +14,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
-use tokio::io::BufReader;
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
@@ -22,7 +22,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::watching::Watches;
 
-/// How much is read off a socket at once.
+/// How much of many watches is read off a socket at once.
 const READ: usize = 64 << 10;
 
 pub type Secured = TlsStream<BufReader<TcpStream>>;
@@ -40,11 +40,14 @@ pub struct Connection {
 }
 
 impl Client {
-    async fn dial(&self, protocol: &[u8]) -> Result<Secured> {
+    async fn dial<T: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        protocol: &[u8],
+        wrap: impl FnOnce(TcpStream) -> T,
+    ) -> Result<TlsStream<T>> {
         let socket = TcpStream::connect(self.address).await?;
         socket.set_nodelay(true)?;
-        // Without it, TLS asks the system for four times as many pieces.
-        let socket = BufReader::with_capacity(READ, socket);
+        let socket = wrap(socket);
         let mut tls = (*self.tls).clone();
         tls.alpn_protocols = vec![protocol.to_vec()];
         let name = ServerName::IpAddress(self.address.ip().into());
@@ -54,14 +57,16 @@ impl Client {
 
     pub async fn connect(&self) -> Result<Connection> {
         let (sender, connection) =
-            http1::handshake(TokioIo::new(self.dial(b"http/1.1").await?)).await?;
+            http1::handshake(TokioIo::new(self.dial(b"http/1.1", |s| s).await?)).await?;
         tokio::spawn(connection);
         Ok(Connection { sender })
     }
 
     /// One HTTP/2 connection, for many watches.
     pub async fn watches(&self) -> Result<Watches<Secured>> {
-        Ok(Watches::new(self.dial(b"h2").await?))
+        // Without it, TLS asks the system for each quarter of a record.
+        let ahead = |socket| BufReader::with_capacity(READ, socket);
+        Ok(Watches::new(self.dial(b"h2", ahead).await?))
     }
 
     /// One request on a connection of its own; its answer if it went well.
