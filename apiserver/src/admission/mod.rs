@@ -13,6 +13,7 @@ mod quota;
 mod reinvocation;
 mod service_account;
 mod small;
+mod topology_labels;
 mod usage;
 pub mod webhook;
 
@@ -200,6 +201,7 @@ pub fn chain(
         Box::new(certificates::Signing(authorizer.clone())),
         Box::new(certificates::SubjectRestriction),
         Box::new(small::INGRESS_CLASS),
+        Box::new(topology_labels::PodTopologyLabels),
         Box::new(policy::Mutating::new(authorizer.clone())),
         Box::new(webhook::Mutating::new(authorizer.clone())),
         Box::new(policy::Validating::new(authorizer.clone())),

@@ -400,6 +400,19 @@ impl Registry {
             .await
     }
 
+    /// Admission of a Binding, which is answered by a change of its pod and not stored.
+    pub async fn admit_binding(
+        &self,
+        target: Target<'_>,
+        call: &mut Call<'_>,
+        binding: &mut Value,
+    ) -> Result<()> {
+        self.admit(Operation::Create, target, call, binding, &Value::Null)
+            .await?;
+        self.validate_admission(Operation::Create, target, call, binding, &Value::Null)
+            .await
+    }
+
     fn reserver(&self, served: &Served) -> Option<&dyn Reserver> {
         self.reservers
             .get()?

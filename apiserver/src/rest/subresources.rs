@@ -122,12 +122,16 @@ fn meta_name(exchange: &Exchange, value: &mut Value) -> Result<()> {
 }
 
 /// Binds a pod to the node that a Binding names.
-pub(super) async fn bind(exchange: &Exchange, binding: Value) -> Result<()> {
+pub(super) async fn bind(exchange: &Exchange, mut binding: Value) -> Result<()> {
     let options = WriteOptions::read(exchange, "CreateOptions")?;
     let mut call = options.call(exchange);
     let served = exchange.server.registry.resource("", "pods")?;
     let name = object::name(&binding).to_owned();
     let target = Target::new(&served, &exchange.info.namespace, &name).subresource("binding");
+    let registry = &exchange.server.registry;
+    registry
+        .admit_binding(target, &mut call, &mut binding)
+        .await?;
     let to = &binding["target"];
     let node = to["name"].as_str().unwrap_or_default().to_owned();
     let mut errors = ErrorList::new();
@@ -152,12 +156,7 @@ pub(super) async fn bind(exchange: &Exchange, binding: Value) -> Result<()> {
         ));
     }
     let change = |pod: &Value| assign(pod, &binding, &node);
-    exchange
-        .server
-        .registry
-        .update(target, &mut call, change)
-        .await
-        .map(drop)
+    registry.update(target, &mut call, change).await.map(drop)
 }
 
 /// A pod, assigned to a node.
@@ -197,6 +196,9 @@ fn assign(pod: &Value, binding: &Value, node: &str) -> Result<Value> {
         if let Some(value) = value.as_str() {
             object::set_annotation(&mut pod, key, value);
         }
+    }
+    for (key, value) in object::labels(binding).into_iter().flatten() {
+        pod["metadata"]["labels"][key] = value.clone();
     }
     let now = apimachinery::time::format(jiff::Timestamp::now());
     let scheduled = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});

@@ -330,3 +330,94 @@ async fn bad_configurations_are_refused() {
     let message = answer.refused(422, "Invalid");
     assert!(message.contains("spec.validations[0].expression: Invalid value: \"object.x >\": compilation failed: ERROR: <input>:1:"), "{message}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_are_labelled_with_the_place_of_their_node() {
+    const PODS: &str = "/api/v1/namespaces/default/pods";
+    let api = Api::start().await;
+    for (name, labels) in [
+        (
+            "placed",
+            json!({"topology.kubernetes.io/zone": "z", "topology.kubernetes.io/region": "r", "other": "o"}),
+        ),
+        ("plain", json!({"other": "o"})),
+    ] {
+        let node = json!({"metadata": {"name": name, "labels": labels}});
+        api.post("/api/v1/nodes", &node).await.ok();
+    }
+    api.post(
+        "/api/v1/namespaces/default/serviceaccounts",
+        &json!({"metadata": {"name": "default"}}),
+    )
+    .await;
+    let pod = |name: &str, node: &str| {
+        json!({"metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": "mine"}},
+            "spec": {"nodeName": node, "containers": [{"name": "c", "image": "i"}]}})
+    };
+    let labels = |pod: &Value| pod["metadata"]["labels"].clone();
+    let placed = json!({"topology.kubernetes.io/zone": "z", "topology.kubernetes.io/region": "r"});
+    let made = api.post(PODS, &pod("made", "placed")).await.ok();
+    assert_eq!(labels(&made), placed);
+    for (name, node) in [("a", "plain"), ("b", "missing")] {
+        let made = api.post(PODS, &pod(name, node)).await.ok();
+        assert_eq!(
+            labels(&made),
+            json!({"topology.kubernetes.io/zone": "mine"})
+        );
+    }
+    // A scheduler's word comes by another way, with labels of its own.
+    let waiting = api.post(PODS, &pod("bound", "")).await.ok();
+    assert_eq!(
+        labels(&waiting),
+        json!({"topology.kubernetes.io/zone": "mine"})
+    );
+    let binding = json!({"metadata": {"name": "bound", "labels": {"by": "test"}},
+        "target": {"kind": "Node", "name": "placed"}});
+    api.post(&format!("{PODS}/bound/binding"), &binding)
+        .await
+        .ok();
+    let bound = api.get(&format!("{PODS}/bound")).await.ok();
+    let mut expected = placed.clone();
+    expected["by"] = "test".into();
+    assert_eq!(labels(&bound), expected);
+    assert_eq!(bound["spec"]["nodeName"], "placed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bindings_are_admitted_as_what_they_are() {
+    const PODS: &str = "/api/v1/namespaces/default/pods";
+    let api = Api::start().await;
+    let hook = Hook::start(
+        |_| json!({"allowed": false, "status": {"message": "not there", "code": 403, "reason": "Forbidden"}}),
+    )
+    .await;
+    let mut webhook = hook.webhook("a.example.com");
+    webhook["rules"][0]["resources"] = json!(["pods/binding"]);
+    webhook["matchConditions"] = json!([]);
+    configure(&api, "ValidatingWebhookConfiguration", webhook).await;
+    api.post(
+        "/api/v1/namespaces/default/serviceaccounts",
+        &json!({"metadata": {"name": "default"}}),
+    )
+    .await;
+    let pod =
+        json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    api.post(PODS, &pod).await.ok();
+    let binding = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
+    // A dry run, for those that come before the configuration takes effect.
+    let path = format!("{PODS}/p/binding?dryRun=All");
+    let refused = until(&api, &path, &binding, |answer| answer.code == 403).await;
+    assert!(refused.message().contains("not there"), "{}", refused.body);
+    let request = hook.asked.lock().unwrap()[0].clone();
+    assert_eq!(
+        (
+            &request["operation"],
+            &request["kind"]["kind"],
+            &request["subResource"]
+        ),
+        (&json!("CREATE"), &json!("Binding"), &json!("binding"))
+    );
+    assert_eq!(request["object"]["target"]["name"], "n");
+    let pod = api.get(&format!("{PODS}/p")).await.ok();
+    assert_eq!(pod["spec"].get("nodeName"), None);
+}

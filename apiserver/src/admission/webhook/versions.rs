@@ -24,7 +24,7 @@ impl Versioned {
         let kind = kind_of(&served.resource, attributes);
         let convert = |object: &Value| convert(object, served, attributes);
         let mut object = convert(attributes.object);
-        if attributes.operation == Operation::Connect && object.is_object() {
+        if kind.2 != *served.resource.kind && object.is_object() {
             object["apiVersion"] = api_version(&kind.0, &kind.1).into();
             object["kind"] = kind.2.as_str().into();
         }
@@ -74,7 +74,7 @@ fn kind_of(
         resource.kind.to_string(),
     );
     let core = |kind: &str| (String::new(), "v1".to_owned(), kind.to_owned());
-    if attributes.operation != Operation::Connect {
+    if attributes.operation != Operation::Connect && attributes.subresource != "binding" {
         return own;
     }
     match (&*resource.plural, attributes.subresource) {
@@ -82,6 +82,7 @@ fn kind_of(
         ("pods", "attach") => core("PodAttachOptions"),
         ("pods", "portforward") => core("PodPortForwardOptions"),
         ("pods", "log") => core("PodLogOptions"),
+        ("pods", "binding") => core("Binding"),
         ("pods", "proxy") => core("PodProxyOptions"),
         ("services", "proxy") => core("ServiceProxyOptions"),
         ("nodes", "proxy") => core("NodeProxyOptions"),
