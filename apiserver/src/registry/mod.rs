@@ -400,16 +400,16 @@ impl Registry {
             .await
     }
 
-    /// Admission of a Binding, which is answered by a change of its pod and not stored.
-    pub async fn admit_binding(
+    /// Admission of what is created below an object and not stored: a Binding, a TokenRequest.
+    pub async fn admit_below(
         &self,
         target: Target<'_>,
         call: &mut Call<'_>,
-        binding: &mut Value,
+        object: &mut Value,
     ) -> Result<()> {
-        self.admit(Operation::Create, target, call, binding, &Value::Null)
+        self.admit(Operation::Create, target, call, object, &Value::Null)
             .await?;
-        self.validate_admission(Operation::Create, target, call, binding, &Value::Null)
+        self.validate_admission(Operation::Create, target, call, object, &Value::Null)
             .await
     }
 

@@ -72,7 +72,7 @@ pub async fn handle(
             let target = Target::new(&served, &info.namespace, &info.name).subresource("token");
             let mut call = Call::by(&exchange.user);
             registry
-                .admit_connect(target, &mut call, &mut token_request)
+                .admit_below(target, &mut call, &mut token_request)
                 .await?;
             created(
                 issuer
@@ -130,7 +130,7 @@ pub(super) async fn bind(exchange: &Exchange, mut binding: Value) -> Result<()> 
     let target = Target::new(&served, &exchange.info.namespace, &name).subresource("binding");
     let registry = &exchange.server.registry;
     registry
-        .admit_binding(target, &mut call, &mut binding)
+        .admit_below(target, &mut call, &mut binding)
         .await?;
     let to = &binding["target"];
     let node = to["name"].as_str().unwrap_or_default().to_owned();

@@ -384,7 +384,7 @@ async fn pods_are_labelled_with_the_place_of_their_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bindings_are_admitted_as_what_they_are() {
+async fn what_is_created_below_an_object_is_admitted_as_what_it_is() {
     const PODS: &str = "/api/v1/namespaces/default/pods";
     let api = Api::start().await;
     let hook = Hook::start(
@@ -392,7 +392,7 @@ async fn bindings_are_admitted_as_what_they_are() {
     )
     .await;
     let mut webhook = hook.webhook("a.example.com");
-    webhook["rules"][0]["resources"] = json!(["pods/binding"]);
+    webhook["rules"][0]["resources"] = json!(["pods/binding", "serviceaccounts/token"]);
     webhook["matchConditions"] = json!([]);
     configure(&api, "ValidatingWebhookConfiguration", webhook).await;
     api.post(
@@ -420,4 +420,15 @@ async fn bindings_are_admitted_as_what_they_are() {
     assert_eq!(request["object"]["target"]["name"], "n");
     let pod = api.get(&format!("{PODS}/p")).await.ok();
     assert_eq!(pod["spec"].get("nodeName"), None);
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let token = json!({"spec": {"audiences": ["a"]}});
+    let refused = api.post(path, &token).await;
+    assert!(refused.message().contains("not there"), "{}", refused.body);
+    let request = hook.asked.lock().unwrap().last().unwrap().clone();
+    assert_eq!(request["operation"], "CREATE");
+    assert_eq!(
+        request["kind"],
+        json!({"group": "authentication.k8s.io", "version": "v1", "kind": "TokenRequest"})
+    );
+    assert_eq!(request["object"]["spec"]["audiences"], json!(["a"]));
 }

@@ -111,9 +111,12 @@ impl Mutating {
         };
         let schema = &served.resource.schema;
         let mut object = object;
-        schema.conform(&mut object)?;
-        schema.prune(&mut object);
-        let object = decode::complete(&served, object);
+        // A subresource's own type has no schema here.
+        if versioned.kind.2 == served.resource.kind {
+            schema.conform(&mut object)?;
+            schema.prune(&mut object);
+            object = decode::complete(&served, object);
+        }
         if object == versioned.object {
             return Ok(false);
         }

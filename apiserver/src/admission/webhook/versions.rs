@@ -74,7 +74,8 @@ fn kind_of(
         resource.kind.to_string(),
     );
     let core = |kind: &str| (String::new(), "v1".to_owned(), kind.to_owned());
-    if attributes.operation != Operation::Connect && attributes.subresource != "binding" {
+    let created_below = matches!(attributes.subresource, "binding" | "token");
+    if attributes.operation != Operation::Connect && !created_below {
         return own;
     }
     match (&*resource.plural, attributes.subresource) {
