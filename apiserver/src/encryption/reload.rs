@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -11,6 +12,9 @@ use tokio::io::unix::AsyncFd;
 use tokio_util::sync::CancellationToken;
 
 use super::{SharedRules, config};
+
+/// How long until a key management service that could not be reached is tried again.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// Changes in a file's directory: editors and mounted volumes put another file in its place instead of writing to it.
 struct Changes(AsyncFd<OwnedFd>);
@@ -61,14 +65,18 @@ pub fn follow(path: &Path, rules: SharedRules, shutdown: CancellationToken) -> R
 
 async fn take_up(path: &Path, changes: &Changes, rules: &SharedRules) -> io::Result<()> {
     loop {
+        let mut again = false;
         match config::read(path) {
             Ok(new) if new == **rules.load() => {}
             // Sealing with what cannot be reached would stop all writes.
             Ok(new) => match new.start().await {
-                Err(error) => tracing::error!(
-                    error = format!("{error:#}"),
-                    "the encryption configuration stays as it was"
-                ),
+                Err(error) => {
+                    again = true;
+                    tracing::error!(
+                        error = format!("{error:#}"),
+                        "the encryption configuration stays as it was"
+                    );
+                }
                 Ok(()) => {
                     rules.store(new);
                     tracing::info!(path = %path.display(), "the encryption configuration has changed");
@@ -81,14 +89,17 @@ async fn take_up(path: &Path, changes: &Changes, rules: &SharedRules) -> io::Res
                 );
             }
         }
-        changes.next().await?;
+        tokio::select! {
+            changed = changes.next() => changed?,
+            // The plugin may come later than the configuration.
+            () = tokio::time::sleep(AGAIN), if again => {}
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn content(resource: &str) -> String {
         format!(

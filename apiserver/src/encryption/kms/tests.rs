@@ -24,6 +24,7 @@ use crate::server::health::Health;
 struct Fake {
     key: Mutex<String>,
     health: Mutex<String>,
+    asked: AtomicUsize,
     opened: AtomicUsize,
 }
 
@@ -43,6 +44,7 @@ impl Fake {
         let key_id = self.key.lock().clone();
         match method {
             "/v2.KeyManagementService/Status" => {
+                self.asked.fetch_add(1, Ordering::Relaxed);
                 let (version, healthz) = ("v2".into(), self.health.lock().clone());
                 Ok(StatusResponse {
                     version,
@@ -374,4 +376,51 @@ async fn what_kubernetes_has_sealed_opens() {
             (&b"written by Kubernetes"[..], stale)
         );
     }
+}
+
+#[tokio::test]
+async fn a_new_configuration_counts_once_its_plugin_is_well() {
+    let directory = tempfile::tempdir().unwrap();
+    let (socket, path) = (
+        directory.path().join("kms.sock"),
+        directory.path().join("config"),
+    );
+    let content = |provider: &str| {
+        format!(
+            "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  providers:\n  - {provider}\n"
+        )
+    };
+    let kms = |name: &str| {
+        let endpoint = socket.display();
+        content(&format!(
+            "kms: {{apiVersion: v2, name: {name}, endpoint: \"unix://{endpoint}\"}}"
+        ))
+    };
+    std::fs::write(&path, content("identity: {}")).unwrap();
+    let rules = SharedRules::new(config::read(&path).unwrap());
+    let shutdown = tokio_util::sync::CancellationToken::new();
+    let _stop = shutdown.clone().drop_guard();
+    crate::encryption::reload::follow(&path, rules.clone(), shutdown).unwrap();
+    let fake = Fake::new();
+    *fake.health.lock() = "not yet".into();
+    let _serving = fake.serve(&socket);
+    std::fs::write(&path, kms("early")).unwrap();
+    let until = async |what: &dyn Fn() -> bool| {
+        let wait = async {
+            while !what() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait)
+            .await
+            .expect("the change is seen");
+    };
+    until(&|| fake.asked.load(Ordering::Relaxed) > 0).await;
+    assert!(!rules.load_full().has_services());
+    *fake.health.lock() = "ok".into();
+    let next = directory.path().join("next");
+    std::fs::write(&next, kms("late")).unwrap();
+    std::fs::rename(&next, &path).unwrap();
+    until(&|| rules.load_full().has_services()).await;
+    assert_eq!(rules.load_full().services()[0].name(), "late");
 }
