@@ -400,7 +400,7 @@ impl Registry {
             .await
     }
 
-    /// Admission of what is created below an object and not stored: a Binding, a TokenRequest.
+    /// Admission of what is created below an object and not stored: a Binding, an Eviction, a TokenRequest.
     pub async fn admit_below(
         &self,
         target: Target<'_>,

@@ -15,18 +15,12 @@ use crate::registry::table::Served;
 use crate::registry::{Call, Target};
 
 /// Evicts the pod of the URL.
-pub async fn evict(exchange: &Exchange, served: &Arc<Served>, eviction: &Value) -> Result<()> {
+pub async fn evict(exchange: &Exchange, served: &Arc<Served>, mut eviction: Value) -> Result<()> {
     let (registry, info) = (&exchange.server.registry, &exchange.info);
     let target = Target::new(served, &info.namespace, &info.name);
     let sent = eviction.get("deleteOptions").cloned().unwrap_or(json!({}));
     let mut options = DeleteOptions::read(Some(&sent), &Query::default())?;
     options.dry_run |= exchange.query.all("dryRun").any(|value| value == "All");
-    let pod = registry.read(target, None).await?.value();
-    if needs_budget(&pod)
-        && let Some(budget) = budget_of(exchange, &pod).await?
-    {
-        spend(exchange, &budget, &pod, options.dry_run).await?;
-    }
     let mut call = Call {
         user: &exchange.user,
         options: &sent,
@@ -34,6 +28,15 @@ pub async fn evict(exchange: &Exchange, served: &Arc<Served>, eviction: &Value) 
         manager: exchange.manager().into(),
         warnings: Vec::new(),
     };
+    registry
+        .admit_below(target.subresource("eviction"), &mut call, &mut eviction)
+        .await?;
+    let pod = registry.read(target, None).await?.value();
+    if needs_budget(&pod)
+        && let Some(budget) = budget_of(exchange, &pod).await?
+    {
+        spend(exchange, &budget, &pod, options.dry_run).await?;
+    }
     registry.delete(target, &mut call, &options).await.map(drop)
 }
 

@@ -59,7 +59,7 @@ pub async fn handle(
         "eviction" => {
             let mut eviction = sent(&exchange, request.into_body()).await?;
             meta_name(&exchange, &mut eviction)?;
-            eviction::evict(&exchange, &served, &eviction).await?;
+            eviction::evict(&exchange, &served, eviction).await?;
             created(success())
         }
         "token" => {

@@ -392,7 +392,8 @@ async fn what_is_created_below_an_object_is_admitted_as_what_it_is() {
     )
     .await;
     let mut webhook = hook.webhook("a.example.com");
-    webhook["rules"][0]["resources"] = json!(["pods/binding", "serviceaccounts/token"]);
+    webhook["rules"][0]["resources"] =
+        json!(["pods/binding", "pods/eviction", "serviceaccounts/token"]);
     webhook["matchConditions"] = json!([]);
     configure(&api, "ValidatingWebhookConfiguration", webhook).await;
     api.post(
@@ -420,6 +421,20 @@ async fn what_is_created_below_an_object_is_admitted_as_what_it_is() {
     assert_eq!(request["object"]["target"]["name"], "n");
     let pod = api.get(&format!("{PODS}/p")).await.ok();
     assert_eq!(pod["spec"].get("nodeName"), None);
+    let eviction =
+        json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p"}});
+    let refused = api.post(&format!("{PODS}/p/eviction"), &eviction).await;
+    assert!(refused.message().contains("not there"), "{}", refused.body);
+    let request = hook.asked.lock().unwrap().last().unwrap().clone();
+    assert_eq!(
+        (
+            &request["operation"],
+            &request["kind"]["kind"],
+            &request["subResource"]
+        ),
+        (&json!("CREATE"), &json!("Eviction"), &json!("eviction"))
+    );
+    assert_eq!(api.get(&format!("{PODS}/p")).await.code, 200);
     let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
     let token = json!({"spec": {"audiences": ["a"]}});
     let refused = api.post(path, &token).await;

@@ -74,7 +74,7 @@ fn kind_of(
         resource.kind.to_string(),
     );
     let core = |kind: &str| (String::new(), "v1".to_owned(), kind.to_owned());
-    let created_below = matches!(attributes.subresource, "binding" | "token");
+    let created_below = matches!(attributes.subresource, "binding" | "eviction" | "token");
     if attributes.operation != Operation::Connect && !created_below {
         return own;
     }
@@ -84,6 +84,7 @@ fn kind_of(
         ("pods", "portforward") => core("PodPortForwardOptions"),
         ("pods", "log") => core("PodLogOptions"),
         ("pods", "binding") => core("Binding"),
+        ("pods", "eviction") => ("policy".to_owned(), "v1".to_owned(), "Eviction".to_owned()),
         ("pods", "proxy") => core("PodProxyOptions"),
         ("services", "proxy") => core("ServiceProxyOptions"),
         ("nodes", "proxy") => core("NodeProxyOptions"),
