@@ -19,6 +19,9 @@ use tokio_util::sync::CancellationToken;
 const LEASE_DURATION: Duration = Duration::from_secs(15);
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 const RETRY_PERIOD: Duration = Duration::from_secs(2);
+/// The first wait while nothing is known of the lease, as when the API server is only just starting; each next wait
+/// is twice as long.
+const UNKNOWN_RETRY: Duration = Duration::from_millis(20);
 
 /// Which lease, and as whom.
 #[derive(Debug, Clone)]
@@ -84,11 +87,18 @@ where
         identity = elector.election.identity,
         "waiting for leadership"
     );
+    let mut unknown = UNKNOWN_RETRY;
     while !elector.attempt(Instant::now() + RENEW_DEADLINE).await {
-        let jitter = RETRY_PERIOD.mul_f64(rand::random_range(0.0..1.2));
+        let wait = if elector.seen.is_none() && unknown < RETRY_PERIOD {
+            unknown *= 2;
+            unknown / 2
+        } else {
+            RETRY_PERIOD
+        };
+        let jitter = wait.mul_f64(rand::random_range(0.0..1.2));
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
-            () = tokio::time::sleep(RETRY_PERIOD + jitter) => {}
+            () = tokio::time::sleep(wait + jitter) => {}
         }
     }
     tracing::info!(lease = elector.election.name, "became leader");
