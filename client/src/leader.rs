@@ -296,6 +296,11 @@ fn decide(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use kube::client::Body;
+
     use super::*;
 
     fn lease(holder: &str, transitions: i32) -> Lease {
@@ -336,5 +341,39 @@ mod tests {
             };
             assert_eq!(got, want, "{lease:?} after {seconds} s");
         }
+    }
+
+    /// The clock stands still but for what is waited for, so that what passes is what `run` waits.
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_starts_later_is_found_soon() {
+        let asked = Arc::new(AtomicU32::new(0));
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            let turn = asked.fetch_add(1, Ordering::Relaxed);
+            async move {
+                if turn < 3 {
+                    return Err("connection refused".into());
+                }
+                let (status, body) = if request.method() == http::Method::GET {
+                    let missing =
+                        r#"{"kind":"Status","status":"Failure","reason":"NotFound","code":404}"#;
+                    (404, missing.into())
+                } else {
+                    (201, request.into_body().collect_bytes().await?)
+                };
+                let response = http::Response::builder()
+                    .status(status)
+                    .body(Body::from(body))?;
+                Ok::<_, tower::BoxError>(response)
+            }
+        });
+        let client = kube::Client::new(service, "default");
+        let shutdown = CancellationToken::new();
+        let election = Election::new("late");
+        let began = Instant::now();
+        run(client, election, &shutdown, |_| async { shutdown.cancel() })
+            .await
+            .unwrap();
+        assert!(shutdown.is_cancelled(), "never led");
+        assert!(began.elapsed() < Duration::from_millis(350));
     }
 }
