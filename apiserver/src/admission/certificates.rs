@@ -28,20 +28,7 @@ fn is_request(resource: &Resource) -> bool {
 async fn may(authorizer: &dyn Authorizer, a: &Attributes<'_>, verb: &str, signer: &str) -> bool {
     let domain = signer.split('/').next().unwrap_or_default();
     for name in [signer, &format!("{domain}/*")] {
-        let attributes = authz::Attributes {
-            user: a.user,
-            verb,
-            namespace: "",
-            group: GROUP,
-            version: "*",
-            resource: "signers",
-            subresource: "",
-            name,
-            is_resource: true,
-            path: "",
-            field_selector: "",
-            label_selector: "",
-        };
+        let attributes = authz::Attributes::special(a.user, verb, "", (GROUP, "signers"), name);
         if matches!(authorizer.authorize(&attributes).await, Decision::Allow(_)) {
             return true;
         }

@@ -25,20 +25,8 @@ pub struct Escalation {
 
 impl Escalation {
     async fn may(&self, a: &Attributes<'_>, verb: &str, plural: &str, name: &str) -> bool {
-        let attributes = super::Attributes {
-            user: a.user,
-            verb,
-            namespace: a.namespace,
-            group: GROUP,
-            version: "*",
-            resource: plural,
-            subresource: "",
-            name,
-            is_resource: true,
-            path: "",
-            field_selector: "",
-            label_selector: "",
-        };
+        let kind = (GROUP, plural);
+        let attributes = super::Attributes::special(a.user, verb, a.namespace, kind, name);
         matches!(
             self.authorizer.authorize(&attributes).await,
             Decision::Allow(_)

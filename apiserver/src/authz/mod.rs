@@ -43,6 +43,31 @@ pub struct Attributes<'a> {
 }
 
 impl<'a> Attributes<'a> {
+    /// A right over an object that no request asks for by itself, as `bind`, `escalate`, `approve` and `sign` are.
+    #[must_use]
+    pub fn special(
+        user: &'a UserInfo,
+        verb: &'a str,
+        namespace: &'a str,
+        (group, resource): (&'a str, &'a str),
+        name: &'a str,
+    ) -> Self {
+        Self {
+            user,
+            verb,
+            namespace,
+            group,
+            version: "*",
+            resource,
+            subresource: "",
+            name,
+            is_resource: true,
+            path: "",
+            field_selector: "",
+            label_selector: "",
+        }
+    }
+
     #[must_use]
     pub fn of(user: &'a UserInfo, info: &'a RequestInfo) -> Self {
         Self {
