@@ -98,9 +98,10 @@ impl hyper::body::Body for Body {
 
 pub type Reply = Response<Body>;
 
-/// How much of a body that nobody has read is taken off the wire all the same, and for how long, as Go's server does: to
-/// close on a client that still sends would take the answer away from it.
-const DRAINED: usize = 256 * 1024;
+/// How much of a body that nobody has read is taken off the wire all the same, and for how long: to close on a client that
+/// still sends would take the answer away from it. Go's server stops at 256 KiB and then waits for half a second, which
+/// helps only clients that look for an answer while they send; many do not.
+const DRAINED: usize = 64 * 1024 * 1024;
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 /// The body of a request. What is left of it when it is dropped is read and thrown away, within bounds.
