@@ -16,6 +16,7 @@ pub mod keys {
     pub const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
     pub const POD_UID: &str = "io.kubernetes.pod.uid";
     pub const CONTAINER_NAME: &str = "io.kubernetes.container.name";
+    pub const HASH: &str = "io.kubernetes.container.hash";
     pub const RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
     pub const MESSAGE_PATH: &str = "io.kubernetes.container.terminationMessagePath";
     pub const MESSAGE_POLICY: &str = "io.kubernetes.container.terminationMessagePolicy";

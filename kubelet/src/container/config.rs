@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, Pod};
+use serde_json::json;
 
 use super::{env, sandbox, security};
 use crate::model::{self, keys};
@@ -91,6 +92,7 @@ fn labels(pod: &Pod, container: &Container) -> HashMap<String, String> {
 /// What must be known about the container when the pod itself is no longer at hand.
 fn annotations(pod: &Pod, container: &Container, attempt: u32) -> HashMap<String, String> {
     let mut all = HashMap::from([
+        (keys::HASH.to_string(), hash(container)),
         (keys::RESTART_COUNT.to_string(), attempt.to_string()),
         (
             keys::MESSAGE_PATH.to_string(),
@@ -110,10 +112,45 @@ fn annotations(pod: &Pod, container: &Container, attempt: u32) -> HashMap<String
     all
 }
 
+/// By this Kubernetes' kubelet tells whether a container is still the one that the pod asks for: one that takes over a
+/// node would restart every container with another. It is FNV-1a over how Go prints the bytes of this document.
+fn hash(container: &Container) -> String {
+    let fields =
+        json!({"image": container.image.as_deref().unwrap_or_default(), "name": container.name});
+    let bytes: Vec<String> = fields.to_string().bytes().map(|b| b.to_string()).collect();
+    let printed = format!("([]uint8)[{}]", bytes.join(" "));
+    let hash = printed.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    format!("{hash:x}")
+}
+
 pub fn message_path(container: &Container) -> &str {
     container
         .termination_message_path
         .as_deref()
         .filter(|p| !p.is_empty())
         .unwrap_or("/dev/termination-log")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The hashes are those that Kubernetes 1.36 computes.
+    #[test]
+    fn containers_carry_the_hash_that_kubernetes_kubelet_looks_for() {
+        for (name, image, expected) in [
+            ("web", "skiff.local/web:0.1", "9a422def"),
+            ("dns", "skiff.local/dns:0.1", "57c00259"),
+        ] {
+            let container = Container {
+                name: name.into(),
+                image: Some(image.into()),
+                ..Container::default()
+            };
+            let annotations = annotations(&Pod::default(), &container, 0);
+            assert_eq!(annotations["io.kubernetes.container.hash"], expected);
+        }
+    }
 }
