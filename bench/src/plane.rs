@@ -1,6 +1,6 @@
 //! A control plane of real programs for one measurement: Skiff's or Kubernetes', on either store.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -235,13 +235,8 @@ pub fn identities(dir: &Path, address: SocketAddr) -> Result<Arc<rustls::ClientC
     let ca = Authority::generate("kubernetes")?;
     std::fs::write(dir.join("ca.crt"), &ca.certificate)?;
     let names = ["localhost", "kubernetes", "kubernetes.default.svc"];
-    ca.server(
-        "kube-apiserver",
-        &[],
-        &names,
-        &[IpAddr::from([127, 0, 0, 1])],
-    )?
-    .write(dir, "apiserver")?;
+    ca.server("kube-apiserver", &[], &names, &[address.ip()])?
+        .write(dir, "apiserver")?;
     let admin = ca.client("admin", &["system:masters"])?;
     let server = format!("https://{address}");
     kubeconfig::write(

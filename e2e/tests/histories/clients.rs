@@ -119,9 +119,27 @@ impl Place {
         let path = "/api/v1/namespaces";
         let clients = world.clients();
         let server = clients.first().context("no server")?;
-        server.call(Method::POST, path, Some(&object)).await?;
+        created(server, path, &namespace, &object).await?;
         let path = format!("{path}/{namespace}/configmaps");
         Ok(Place { namespace, path })
+    }
+}
+
+/// Creates an object once everything is well. Connections to what was killed may break only now: then a server says that its
+/// store did not answer, and whether the object is there has to be looked up.
+async fn created(server: &Client, path: &str, name: &str, object: &Value) -> Result<Value> {
+    let end = Instant::now() + LAST_WORD;
+    let own = format!("{path}/{name}");
+    loop {
+        let error = match server.call(Method::POST, path, Some(object)).await {
+            Ok(created) => return Ok(created),
+            Err(error) => error,
+        };
+        match server.call(Method::GET, &own, None).await {
+            Ok(found) => return Ok(found),
+            Err(_) if Instant::now() > end => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
     }
 }
 
@@ -157,7 +175,7 @@ impl Clients {
         let server = clients.first().context("no server")?;
         let path = &self.place.path;
         let end = json!({"metadata": {"name": "end"}, "data": {"value": "end"}});
-        let end = server.call(Method::POST, path, Some(&end)).await?;
+        let end = created(server, path, "end", &end).await?;
         let last = revision(&end).context("the last write has no revision")?;
         self.last.store(last, Ordering::Relaxed);
         tokio::time::timeout(LAST_WORD, all(self.watchers))

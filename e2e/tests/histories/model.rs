@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 
 use crate::clients::{Change, History, Outcome, Read, Seen, Segment, Span, Write};
 
@@ -206,7 +206,8 @@ fn client(
                     "a list at {revision} came after one at {newest}"
                 );
                 newest = *revision;
-                list_is_true(*revision, seen, segments, truth)?;
+                list_is_true(*revision, seen, segments, truth)
+                    .map_err(|lie| told(&lie, span, writes, segments, truth))?;
             }
             Read::One {
                 key,
@@ -248,7 +249,7 @@ fn list_is_true(
     seen: &BTreeMap<String, Seen>,
     segments: &[Segment],
     truth: &Truth,
-) -> Result<()> {
+) -> std::result::Result<(), Lie> {
     let Some(from) = segments
         .iter()
         .filter(|s| s.from < revision && revision <= s.to)
@@ -263,13 +264,58 @@ fn list_is_true(
         expected.insert(&change.key, now);
     }
     for (key, now) in expected {
-        ensure!(
-            seen.get(key) == now.as_ref(),
-            "a list at {revision} shows {key} as {:?}, the truth is {now:?}",
-            seen.get(key)
-        );
+        if seen.get(key) != now.as_ref() {
+            return Err(Lie {
+                revision,
+                key: key.to_owned(),
+                shown: seen.get(key).cloned(),
+                truth: now,
+            });
+        }
     }
     Ok(())
+}
+
+/// A list that shows what is not so.
+struct Lie {
+    revision: u64,
+    key: String,
+    shown: Option<Seen>,
+    truth: Option<Seen>,
+}
+
+/// The lie, with all that is known of its key around that time.
+fn told(
+    lie: &Lie,
+    read: &Span,
+    writes: &[Write],
+    segments: &[Segment],
+    truth: &Truth,
+) -> anyhow::Error {
+    let Lie {
+        revision,
+        key,
+        shown,
+        truth: now,
+    } = lie;
+    let heard: Vec<_> = truth.values().filter(|c| c.key == *key).collect();
+    let ranges: Vec<_> = segments.iter().map(|s| (s.from, s.to)).collect();
+    let since = |span: &Span| {
+        let ago = |at: std::time::Instant| match at.checked_duration_since(read.start) {
+            Some(after) => format!("+{after:?}"),
+            None => format!("-{:?}", read.start.duration_since(at)),
+        };
+        format!("{} to {}", ago(span.start), ago(span.end))
+    };
+    let written = writes.iter().filter(|w| w.key == *key);
+    let written: Vec<_> = written
+        .map(|w| (since(&w.span), &w.value, w.base, &w.outcome))
+        .collect();
+    anyhow!(
+        "a list at {revision}, {}, shows {key} as {shown:?}, the truth is {now:?}\n\
+         changes heard: {heard:#?}\nby watchers of {ranges:?}\nwrites: {written:#?}",
+        since(read)
+    )
 }
 
 /// What is there at the end: nothing acknowledged is missing, unless it was replaced or deleted later.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bench::load::Client;
-use bench::plane::{Process, apiserver_flags, free_port, identities};
+use bench::plane::{Process, apiserver_flags, identities};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use storage::Store;
@@ -86,8 +86,11 @@ fn url(address: SocketAddr) -> String {
     format!("http://{address}")
 }
 
+/// On a loopback address of its own, so that nobody else's connection takes the port while its program is dead.
 fn free_address() -> Result<SocketAddr> {
-    Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?)))
+    let [.., b, c, d] = rand::random_range(0x0001_0000..0x00ff_0000_u32).to_be_bytes();
+    let listener = std::net::TcpListener::bind((Ipv4Addr::new(127, b, c, d), 0))?;
+    Ok(listener.local_addr()?)
 }
 
 impl World {
@@ -241,7 +244,8 @@ impl World {
         let end = tokio::time::Instant::now() + PATIENCE;
         loop {
             let one = PATIENCE / 20;
-            let asked = tokio::time::timeout(one, client.ready("/readyz", one)).await;
+            // A server that is stopped may leave it without an answer, and one that is not ready says why.
+            let asked = tokio::time::timeout(2 * one, client.ready("/readyz", one)).await;
             let error = match asked.map_err(anyhow::Error::from).flatten() {
                 Ok(()) => return Ok(()),
                 Err(error) => error,

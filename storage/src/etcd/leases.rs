@@ -38,8 +38,8 @@ impl Leases {
         }
     }
 
-    /// A lease that lasts for `ttl` from now at least.
-    pub async fn get(&self, ttl: Duration) -> Result<i64> {
+    /// A lease that lasts for `ttl` from now at least. Waits for `timeout` at most.
+    pub async fn get(&self, ttl: Duration, timeout: Duration) -> Result<i64> {
         let seconds = round_up(ttl);
         let mut shared = self.shared.lock().await;
         let now = Instant::now();
@@ -52,12 +52,13 @@ impl Leases {
             return Ok(lease.id);
         }
         let length = Duration::from_secs(seconds) + extra(seconds);
-        let granted = self
-            .client
-            .clone()
-            .grant(length.as_secs() as i64, None)
-            .await
-            .map_err(fault)?;
+        // One that nobody gets to know runs out by itself.
+        let granted = retry(timeout, || {
+            let mut client = self.client.clone();
+            let length = length.as_secs() as i64;
+            async move { client.grant(length, None).await.map_err(fault) }
+        })
+        .await?;
         // Counted from before the request, so that etcd's own count ends no earlier.
         shared.insert(
             seconds,

@@ -9,8 +9,8 @@
 //! What callers see as a revision is etcd's own and the *offset* of this etcd, which is 0 unless a backup was restored into
 //! it: etcd counts from 1, and revisions must never go back ([`epoch`]).
 //!
-//! Reads are repeated while no server answers. Writes are not: whether one has happened is then unknown, and the
-//! caller, who sees [`Error::Unavailable`], has to look.
+//! Reads are repeated while no server answers. Writes are only while it is certain that no server has begun them: else
+//! whether one has happened is unknown, and the caller, who sees [`Error::Unavailable`], has to look.
 
 mod epoch;
 mod leases;
@@ -18,6 +18,7 @@ mod pump;
 mod restore;
 mod revision;
 
+use std::error::Error as _;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -124,11 +125,13 @@ impl Etcd {
     }
 
     async fn txn(&self, txn: Txn) -> Result<(bool, u64, Option<TxnOpResponse>)> {
-        let mut kv = self.shared.open()?;
-        let response = limited(self.shared.options.timeout, async {
-            kv.txn(txn).await.map_err(fault)
+        let kv = self.shared.open()?;
+        let response = repeat(self.shared.options.timeout, not_begun, || {
+            let (mut kv, txn) = (kv.clone(), txn.clone());
+            async move { kv.txn(txn).await }
         })
-        .await?;
+        .await?
+        .map_err(fault)?;
         let outcome = response.op_responses().into_iter().next();
         let revision = self.shared.epoch.outward(revision_of(response.header()));
         Ok((response.succeeded(), revision, outcome))
@@ -168,6 +171,19 @@ async fn probe(mut kv: KvClient) -> Result<u64> {
     Ok(revision_of(response.header()))
 }
 
+/// Compacts at etcd's own revision. To do that twice does no harm.
+async fn compact(kv: &KvClient, revision: i64, timeout: Duration) -> Result<()> {
+    let compacted = retry(timeout, || {
+        let mut kv = kv.clone();
+        async move { kv.compact(revision, None).await.map(drop).map_err(fault) }
+    });
+    match compacted.await {
+        // Somebody was there before.
+        Err(Error::Compacted { .. }) => Ok(()),
+        result => result,
+    }
+}
+
 fn revision_of(header: Option<&ResponseHeader>) -> u64 {
     header.map_or(0, |header| header.revision() as u64)
 }
@@ -201,17 +217,31 @@ fn fault(error: etcd_client::Error) -> Error {
     }
 }
 
+/// Whether it is certain that no server has begun what failed: there was no connection to send it on, or the server, asked
+/// for one with a leader, had none.
+fn not_begun(error: &etcd_client::Error) -> bool {
+    let etcd_client::Error::GRpcStatus(status) = error else {
+        return false;
+    };
+    let mut causes = std::iter::successors(
+        status.source(),
+        |error: &&(dyn std::error::Error + 'static)| (*error).source(),
+    );
+    status.message() == "etcdserver: no leader"
+        || causes.any(|cause| {
+            let unsent = cause.downcast_ref().is_some_and(hyper::Error::is_canceled);
+            unsent || cause.is::<tonic::ConnectError>()
+        })
+}
+
 /// Waits no longer than `timeout`.
-async fn limited<T>(timeout: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
-    let late = |_| {
-        Err(Error::Unavailable(format!(
+async fn limited<T>(timeout: Duration, work: impl Future<Output = T>) -> Result<T> {
+    tokio::time::timeout(timeout, work).await.map_err(|_| {
+        Error::Unavailable(format!(
             "etcd did not answer within {} s",
             timeout.as_secs()
-        )))
-    };
-    tokio::time::timeout(timeout, work)
-        .await
-        .unwrap_or_else(late)
+        ))
+    })
 }
 
 /// How long to wait before trying again, for the `attempt`th time.
@@ -219,23 +249,33 @@ fn back_off(attempt: u32) -> Duration {
     Duration::from_millis(50 << attempt.min(5))
 }
 
+/// Asks until there is an answer, or a failure after which one must not ask again, or `timeout` has passed.
+async fn repeat<T, E, F: Future<Output = std::result::Result<T, E>>>(
+    timeout: Duration,
+    again: impl Fn(&E) -> bool,
+    ask: impl Fn() -> F,
+) -> Result<std::result::Result<T, E>> {
+    let deadline = Instant::now() + timeout;
+    let mut attempt = 0;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match limited(left, ask()).await? {
+            Err(error) if again(&error) && Instant::now() + back_off(attempt) < deadline => {
+                tokio::time::sleep(back_off(attempt)).await;
+                attempt += 1;
+            }
+            result => return Ok(result),
+        }
+    }
+}
+
 /// Asks until there is an answer, `timeout` has passed, or something else than silence comes back.
 async fn retry<T, F: Future<Output = Result<T>>>(
     timeout: Duration,
     ask: impl Fn() -> F,
 ) -> Result<T> {
-    let deadline = Instant::now() + timeout;
-    let mut attempt = 0;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        match limited(left, ask()).await {
-            Err(Error::Unavailable(_)) if Instant::now() + back_off(attempt) < deadline => {
-                tokio::time::sleep(back_off(attempt)).await;
-                attempt += 1;
-            }
-            result => return result,
-        }
-    }
+    let silent = |error: &Error| matches!(error, Error::Unavailable(_));
+    repeat(timeout, silent, ask).await?
 }
 
 impl Shared {
@@ -394,8 +434,8 @@ impl Store for Etcd {
             self.shared.open()?;
             let options = match ttl {
                 Some(ttl) => {
-                    let lease = limited(self.shared.options.timeout, self.leases.get(ttl)).await?;
-                    Some(PutOptions::new().with_lease(lease))
+                    let timeout = self.shared.options.timeout;
+                    Some(PutOptions::new().with_lease(self.leases.get(ttl, timeout).await?))
                 }
                 None => None,
             };
@@ -441,23 +481,19 @@ impl Store for Etcd {
 
     fn compact(&self, revision: u64) -> BoxFuture<'_, Result<()>> {
         async move {
-            let mut kv = self.shared.open()?;
+            let kv = self.shared.open()?;
             // What was before a restore is gone already.
             let Some(own) = self.shared.epoch.inward(revision) else {
                 return Ok(());
             };
-            let compacted = limited(self.shared.options.timeout, async {
-                kv.compact(own, None).await.map_err(fault)
-            });
-            match compacted.await {
-                // Somebody was there before.
-                Ok(_) | Err(Error::Compacted { .. }) => Ok(()),
-                Err(Error::FutureRevision { .. }) => Err(Error::FutureRevision {
+            let compacted = compact(&kv, own, self.shared.options.timeout).await;
+            compacted.map_err(|error| match error {
+                Error::FutureRevision { .. } => Error::FutureRevision {
                     requested: revision,
                     current: self.shared.hub.position(),
-                }),
-                Err(other) => Err(other),
-            }
+                },
+                other => other,
+            })
         }
         .boxed()
     }

@@ -11,7 +11,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use super::epoch::{self, Found, OFFSET_KEY, RESTORE_KEY};
 use super::leases::Leases;
-use super::{FIRST_KEY, Options, client, fault, limited, probe, retry};
+use super::{FIRST_KEY, Options, client, compact, fault, probe, retry};
 use crate::backup::{self, Entry, INTERNAL, Reader, RestoreOptions, Restored};
 use crate::{Error, Result};
 
@@ -125,7 +125,7 @@ impl Target {
 
     async fn write(&self, entry: &Entry) -> Result<()> {
         let lease = match entry.lifetime {
-            Some(left) => Some(limited(self.options.timeout, self.leases.get(left)).await?),
+            Some(left) => Some(self.leases.get(left, self.options.timeout).await?),
             None => None,
         };
         let options = lease.map(|lease| PutOptions::new().with_lease(lease));
@@ -158,16 +158,7 @@ impl Target {
     }
 
     async fn compact(&self, revision: u64) -> Result<()> {
-        let mut kv = self.kv.clone();
-        let compacted = kv.compact(revision as i64, None);
-        match limited(self.options.timeout, async {
-            compacted.await.map_err(fault)
-        })
-        .await
-        {
-            Ok(_) | Err(Error::Compacted { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
+        compact(&self.kv, revision as i64, self.options.timeout).await
     }
 }
 

@@ -27,8 +27,7 @@ struct Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.process.kill().ok();
-        self.process.wait().ok();
+        self.kill();
     }
 }
 
@@ -55,6 +54,12 @@ impl Server {
             .spawn()
             .expect("etcd is installed (Debian: etcd-server)");
         Server { process, url, peer }
+    }
+
+    /// When this returns, its ports are free.
+    fn kill(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
     }
 }
 
@@ -111,13 +116,27 @@ impl Engine {
 
     /// Kills the store's server, where it has one, and starts it again on its data; else only opens the store.
     pub async fn crash(&mut self) {
-        if let Some(server) = self.server.take() {
-            let (url, peer) = (server.url.clone(), server.peer.clone());
-            // SIGKILL, and the ports are free once the process is gone.
-            drop(server);
-            self.server = Some(Server::start(self.directory.path(), url, peer));
-        }
+        self.kill_server();
+        self.start_server();
         self.reopen().await;
+    }
+
+    /// SIGKILL for the store's server, where it has one.
+    pub fn kill_server(&mut self) {
+        if let Some(server) = &mut self.server {
+            server.kill();
+        }
+    }
+
+    /// Starts the server that was killed again, on its data.
+    pub fn start_server(&mut self) {
+        if let Some(server) = &mut self.server {
+            *server = Server::start(
+                self.directory.path(),
+                server.url.clone(),
+                server.peer.clone(),
+            );
+        }
     }
 
     /// Restores a backup into this store, and opens it again, however that went.

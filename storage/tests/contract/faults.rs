@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use storage::Expect;
+use storage::{Expect, Store};
 
 use crate::PATIENCE;
 use crate::engines::Engine;
@@ -110,6 +110,41 @@ async fn a_killed_etcd_loses_nothing_acknowledged() {
     });
     engine.crash().await;
     all_there(&engine, &acknowledged).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_waits_for_an_etcd_that_cannot_be_asked() {
+    let mut engine = Engine::etcd().await;
+    for ttl in [None, Some(Duration::from_secs(600))] {
+        let put = while_away(&mut engine, async move |store| {
+            store.put("/waits", Expect::Any, "1".into(), ttl).await
+        });
+        let put = put.await.unwrap();
+        let deleted = while_away(&mut engine, async move |store| {
+            store.delete("/waits", Expect::ModRevision(put)).await
+        });
+        assert_eq!(deleted.await.unwrap().prev.mod_revision, put);
+    }
+}
+
+/// What becomes of a call that is made when the store's server is gone, which comes back a moment later.
+async fn while_away<T: Send + 'static, F>(
+    engine: &mut Engine,
+    call: impl FnOnce(Arc<dyn Store>) -> F,
+) -> T
+where
+    F: Future<Output = T> + Send + 'static,
+{
+    engine.kill_server();
+    // A read goes on asking: after that, the store's connection is known to be gone.
+    let moment = Duration::from_millis(200);
+    let read = tokio::time::timeout(moment, engine.store.get("/waits")).await;
+    assert!(read.is_err(), "{read:?}");
+    let calling = tokio::spawn(call(engine.store.clone()));
+    tokio::time::sleep(moment).await;
+    assert!(!calling.is_finished());
+    engine.start_server();
+    crate::soon(calling).await.unwrap()
 }
 
 /// For the next round: the writer creates the same keys again.
