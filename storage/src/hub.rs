@@ -138,6 +138,11 @@ impl Hub {
 }
 
 impl Watchers {
+    fn has(&self, prefix: &str, id: u64) -> bool {
+        let live = self.by_prefix.get(prefix).into_iter().flatten();
+        live.into_iter().any(|live| live.id == id)
+    }
+
     fn fan_out(&mut self, events: &[Event], revision: u64) {
         let mut concerned: Vec<Arc<str>> = Vec::new();
         for event in events {
@@ -208,6 +213,8 @@ impl Shared {
         let id = watchers.next_id;
         watchers.next_id += 1;
         state.buffered.store(0, Ordering::Release);
+        // Until the watch has found out whether it has to read the log first.
+        state.behind.store(true, Ordering::Release);
         if let Some(error) = &watchers.ended {
             let _ = sender.send(Err(error.clone()));
         } else {
@@ -279,7 +286,11 @@ impl Watch {
                 self.log.clone().read(self.prefix.clone(), self.next, to),
                 to,
             ));
-        } else {
+            return;
+        }
+        // Meanwhile it may have been dropped from the fan-out: then the buffer lacks what was published since.
+        let watchers = self.shared.watchers.lock();
+        if watchers.has(&self.prefix, self.id) {
             self.state.behind.store(false, Ordering::Release);
         }
     }
@@ -429,5 +440,104 @@ impl Progress {
                 .await;
         }
         self.now()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{EventKind, KeyValue};
+    use futures::FutureExt;
+    use tokio::sync::oneshot;
+
+    fn put(revision: u64) -> Event {
+        let kv = KeyValue {
+            key: "/a/1".into(),
+            value: "x".into(),
+            create_revision: 1,
+            mod_revision: revision,
+        };
+        Event {
+            kind: EventKind::Put,
+            kv,
+            prev_kv: None,
+        }
+    }
+
+    /// A log whose one read goes on until it is let go.
+    struct Slow(Mutex<Option<oneshot::Receiver<()>>>);
+
+    impl Log for Slow {
+        fn read(
+            self: Arc<Self>,
+            _: Arc<str>,
+            from: u64,
+            to: u64,
+        ) -> BoxFuture<'static, Result<Batch>> {
+            async move {
+                let gate = self.0.lock().take();
+                gate.expect("one read").await.expect("it is let go");
+                let events = (from..=to).map(put).collect();
+                Ok(Batch {
+                    events,
+                    revision: to,
+                })
+            }
+            .boxed()
+        }
+    }
+
+    /// The hub is at 5, and a watch from 3 reads the log.
+    fn reading() -> (Hub, Watch, oneshot::Sender<()>) {
+        let (go, gate) = oneshot::channel();
+        let hub = Hub::new(5);
+        let log = Arc::new(Slow(Mutex::new(Some(gate))));
+        let mut watch = hub.watch(log, "/a/", 3);
+        assert!(watch.next().now_or_never().is_none());
+        (hub, watch, go)
+    }
+
+    #[tokio::test]
+    async fn progress_counts_what_comes_while_the_log_is_read() {
+        let (hub, mut watch, go) = reading();
+        let progress = watch.progress();
+        hub.publish(&[put(6)], 7);
+        // It is not known yet which of these concern the watch.
+        let everything = Mark {
+            revision: 7,
+            last_event: 7,
+        };
+        assert_eq!(progress.now(), everything);
+        go.send(()).unwrap();
+        assert_eq!(watch.next().await.unwrap().unwrap().revision, 5);
+        let mark = Mark {
+            revision: 7,
+            last_event: 6,
+        };
+        assert_eq!(progress.now(), mark);
+        assert_eq!(watch.next().await.unwrap().unwrap().revision, 7);
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_ends_while_it_reads_the_log_never_seems_up_to_date() {
+        let (hub, mut watch, go) = reading();
+        let progress = watch.progress();
+        // What happened from 6 to 9 is lost, and may have concerned the watch.
+        let lost = Error::Compacted {
+            requested: 6,
+            oldest: 9,
+        };
+        hub.reset(lost, 9);
+        go.send(()).unwrap();
+        assert_eq!(watch.next().await.unwrap().unwrap().revision, 5);
+        let unknown = Mark {
+            revision: 9,
+            last_event: 9,
+        };
+        assert_eq!(progress.now(), unknown);
+        assert!(watch.next().await.unwrap().is_err());
+        assert_eq!(progress.now(), unknown);
+        drop(watch);
+        assert_eq!(progress.now(), unknown);
     }
 }
