@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::Anonymous;
 use super::bootstrap_token::BootstrapTokens;
+use super::legacy_token::LegacyTokens;
 use super::oidc::{Issuer, Mapping, Oidc};
 use super::service_account::ServiceAccounts;
 use super::token_file::TokenFile;
@@ -50,6 +51,12 @@ pub fn tokens(
         verifiers.push(Box::new(TokenFile::read(path, audiences.to_vec())?));
     }
     if let Some(accounts) = accounts {
+        let legacy = LegacyTokens {
+            keys: accounts.keys.clone(),
+            audiences: audiences.to_vec(),
+            registry: accounts.registry.clone(),
+        };
+        verifiers.push(Box::new(legacy));
         verifiers.push(Box::new(accounts));
     }
     if config.enable_bootstrap_token_auth {

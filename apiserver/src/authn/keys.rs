@@ -129,7 +129,12 @@ pub fn verify(keys: &[PublicKey], token: &str) -> Result<Value, KeyError> {
     let header = jsonwebtoken::decode_header(token)?;
     let mut last = KeyError::NotAKey;
     for key in keys {
-        if key.algorithm != header.alg || header.kid.as_ref().is_some_and(|kid| *kid != key.id) {
+        if key.algorithm != header.alg
+            || header
+                .kid
+                .as_ref()
+                .is_some_and(|kid| !kid.is_empty() && *kid != key.id)
+        {
             continue;
         }
         let mut validation = Validation::new(key.algorithm);

@@ -1,8 +1,8 @@
 //! Who is asking: from a client certificate, a bearer token or nothing to a [`UserInfo`].
 //!
 //! [`request_header`] believes front proxies, [`x509`] reads certificates that TLS has verified. [`tokens`] asks everyone who
-//! knows bearer tokens: [`service_account`] checks them against the live objects that they are bound to,
-//! [`bootstrap_token`] and [`token_file`] look them up, [`oidc`] checks an issuer's signature, [`webhook`] asks a service;
+//! knows bearer tokens: [`service_account`] checks them against the live objects that they are bound to, [`legacy_token`]
+//! against the Secrets that they live in, [`bootstrap_token`] and [`token_file`] look them up, [`oidc`] checks an issuer's signature, [`webhook`] asks a service;
 //! [`configuration`] says which. [`impersonation`] lets those who may act as somebody else. [`keys`] holds the signing
 //! keys, [`token_api`] issues and reviews tokens.
 
@@ -10,6 +10,7 @@ pub mod bootstrap_token;
 pub mod configuration;
 pub mod impersonation;
 pub mod keys;
+pub mod legacy_token;
 pub mod oidc;
 pub mod request_header;
 pub mod service_account;

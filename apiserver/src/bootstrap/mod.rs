@@ -8,8 +8,10 @@ pub mod policy;
 use apimachinery::object;
 use apimachinery::status::{Result, Status};
 use futures::future::join_all;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::authn::legacy_token;
 use crate::authz::rbac::GROUP as RBAC;
 use crate::config::Config;
 use crate::registry::Registry;
@@ -38,8 +40,16 @@ pub async fn run(registry: &Registry, published: Option<Value>) -> Result<()> {
         .into_iter()
         .map(|o| ensure(registry, RBAC, o.resource, o.object, policy::reconcile));
     let published = published.map(|map| ensure(registry, "", "configmaps", map, same_data));
-    let (classes, policy, published) = futures::join!(all(classes), all(policy), all(published));
-    classes.and(policy).and(published)
+    let tracking = ensure(
+        registry,
+        "",
+        "configmaps",
+        token_tracking(),
+        tracked_already,
+    );
+    let (classes, policy, published, tracking) =
+        futures::join!(all(classes), all(policy), all(published), tracking);
+    classes.and(policy).and(published).and(tracking)
 }
 
 /// The writes go out together: the store commits them in groups.
@@ -106,6 +116,24 @@ pub fn authentication(config: &Config) -> Option<Value> {
             "data": data,
         })
     })
+}
+
+/// Says since when the last use of tokens in Secrets is recorded: from the first start on.
+fn token_tracking() -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "kube-apiserver-legacy-service-account-token-tracking", "namespace": "kube-system"},
+        "data": {"since": legacy_token::day(Timestamp::now())},
+    })
+}
+
+fn tracked_already(existing: &Value, wanted: &Value) -> Reconcile {
+    let since = existing["data"]["since"].as_str();
+    match since.is_some_and(|since| since.parse::<jiff::civil::Date>().is_ok()) {
+        true => Reconcile::Keep,
+        false => same_data(existing, wanted),
+    }
 }
 
 fn same_data(existing: &Value, wanted: &Value) -> Reconcile {

@@ -138,6 +138,68 @@ fn self_signed() -> (String, String) {
     (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
 }
 
+/// A token that a token controller has put into a Secret, as it may be in a cluster that Kubernetes' programs have run.
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_that_live_in_secrets() {
+    const SECRETS: &str = "/api/v1/namespaces/default/secrets";
+    let api = Api::start().await;
+    let account =
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "robot"}});
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    let uid = api.post(accounts, &account).await.ok()["metadata"]["uid"].clone();
+    let pem = std::fs::read(api.directory.path().join("sa.key")).unwrap();
+    let signing = SigningKey::read(&pem).unwrap();
+    let claims = json!({
+        "iss": "kubernetes/serviceaccount",
+        "sub": "system:serviceaccount:default:robot",
+        "kubernetes.io/serviceaccount/namespace": "default",
+        "kubernetes.io/serviceaccount/secret.name": "robot-token",
+        "kubernetes.io/serviceaccount/service-account.name": "robot",
+        "kubernetes.io/serviceaccount/service-account.uid": uid,
+    });
+    let token = signing.sign(&claims).unwrap();
+    who(&api, &token).await.refused(401, "Unauthorized");
+    let secret = json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "robot-token", "annotations": {"kubernetes.io/service-account.name": "robot"}},
+        "type": "kubernetes.io/service-account-token",
+        "data": {"token": STANDARD.encode(&token)},
+    });
+    api.post(SECRETS, &secret).await.ok();
+    let robot = user(who(&api, &token).await);
+    assert_eq!(robot["username"], "system:serviceaccount:default:robot");
+    assert_eq!(robot["uid"], uid);
+    let path = format!("{SECRETS}/robot-token");
+    let labels = api.get(&path).await.ok()["metadata"]["labels"].clone();
+    let day: jiff::civil::Date = labels["kubernetes.io/legacy-token-last-used"]
+        .as_str()
+        .and_then(|day| day.parse().ok())
+        .expect("the day of the last use");
+    let tracking = "/api/v1/namespaces/kube-system/configmaps/kube-apiserver-legacy-service-account-token-tracking";
+    let since = api.get(tracking).await.ok()["data"]["since"].clone();
+    assert!(day >= since.as_str().unwrap().parse().unwrap());
+
+    // Who was let in is believed for a moment: these are other tokens, for the same Secret.
+    for (change, token) in [
+        (
+            json!({"metadata": {"labels": {"kubernetes.io/legacy-token-invalid-since": "2026-01-01"}}}),
+            true,
+        ),
+        (json!({"metadata": {"labels": null}}), false),
+    ] {
+        let mut claims = claims.clone();
+        claims["jti"] = json!(token);
+        let other = signing.sign(&claims).unwrap();
+        if token {
+            let data = json!({"data": {"token": STANDARD.encode(&other)}});
+            api.patch(&path, "merge", &data).await.ok();
+        }
+        api.patch(&path, "merge", &change).await.ok();
+        who(&api, &other).await.refused(401, "Unauthorized");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_of_an_issuer() {
     let _ = rustls::crypto::ring::default_provider().install_default();
