@@ -223,7 +223,8 @@ impl WatchCache {
         }
     }
 
-    /// A change out of the store's history, as a watcher with this selection sees it.
+    /// A change out of the store's history, as a watcher with this selection sees it. The history may be compacted while it
+    /// is read, and then shows a change without what was before: nobody can tell what it means.
     async fn replay(
         &self,
         event: &StoreEvent,
@@ -233,6 +234,9 @@ impl WatchCache {
             Some(kv) => {
                 let value = self.revive(vec![kv.value.clone()]).await?;
                 self.decode(&kv.key, &value[0], kv.mod_revision)
+            }
+            None if !is_creation(event) => {
+                return Err(too_old(event.revision(), *self.position.borrow()));
             }
             None => None,
         };
@@ -361,6 +365,10 @@ impl WatchCache {
     }
 }
 
+fn is_creation(event: &StoreEvent) -> bool {
+    event.kind == EventKind::Put && event.kv.create_revision == event.kv.mod_revision
+}
+
 /// Follows the store until the cache is dropped, whatever happens to the store in between.
 async fn follow(cache: std::sync::Weak<WatchCache>) {
     while cache.strong_count() > 0 {
@@ -395,5 +403,61 @@ pub fn store_error(error: storage::Error) -> Status {
         TooLarge { .. } => Status::too_large(error),
         Unavailable(_) => Status::service_unavailable(error.to_string()),
         other => Status::internal(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use storage::KeyValue;
+    use storage::embedded::{Embedded, Options};
+
+    #[tokio::test]
+    async fn a_change_whose_past_is_compacted_is_not_replayed() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let store = Embedded::open(folder.path().join("store"), Options::default()).unwrap();
+        let mut all = apimachinery::resource::builtin().iter();
+        let resource = all.find(|resource| &*resource.plural == "configmaps");
+        let prefix = "/registry/configmaps/";
+        let cache = WatchCache::start(
+            Arc::new(store),
+            prefix,
+            resource.unwrap().clone(),
+            Fields::default(),
+            None,
+        );
+        let at = |revision, value: &'static str| KeyValue {
+            key: format!("{prefix}ns/a").into(),
+            value: value.into(),
+            create_revision: 3,
+            mod_revision: revision,
+        };
+        let object = r#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"a"}}"#;
+        let (put, delete) = (EventKind::Put, EventKind::Delete);
+        for (kind, kv, prev_kv, expected) in [
+            (put, at(3, object), None, Some(ChangeKind::Added)),
+            (put, at(4, object), None, None),
+            (delete, at(5, ""), None, None),
+            (
+                put,
+                at(4, object),
+                Some(at(3, object)),
+                Some(ChangeKind::Modified),
+            ),
+            (
+                delete,
+                at(5, ""),
+                Some(at(4, object)),
+                Some(ChangeKind::Deleted),
+            ),
+        ] {
+            let event = StoreEvent { kind, kv, prev_kv };
+            let replayed = cache.replay(&event, &Selection::default()).await;
+            match (replayed, expected) {
+                (Ok(change), Some(kind)) => assert_eq!(change.unwrap().kind, kind, "{event:?}"),
+                (Err(error), None) => assert_eq!(error.code, 410, "{event:?}"),
+                (replayed, _) => panic!("{event:?}: {replayed:?}"),
+            }
+        }
     }
 }
