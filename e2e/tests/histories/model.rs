@@ -105,9 +105,13 @@ fn watchers(segments: &[Segment], truth: &Truth) -> Result<()> {
             .collect();
         if own != all {
             let own: BTreeSet<_> = own.into_iter().collect();
-            let missing: Vec<_> = all.iter().filter(|r| !own.contains(r)).collect();
+            let missing: Vec<_> = all
+                .iter()
+                .filter(|revision| !own.contains(revision))
+                .map(|revision| &truth[revision])
+                .collect();
             bail!(
-                "a watcher from {} to {} missed {missing:?}",
+                "a watcher from {} to {} heard {own:?} and missed {missing:?}",
                 segment.from,
                 segment.to
             );
