@@ -236,8 +236,8 @@ pub trait Store: Send + Sync + 'static {
     /// has it; `from` may lie in the future.
     fn watch<'a>(&'a self, prefix: &'a str, from: u64) -> BoxFuture<'a, Result<Watch>>;
 
-    /// Forgets what was replaced or deleted before or at `revision`: reads and watches from before it fail from now
-    /// on. The engines compact by themselves what is older than their history option says.
+    /// Forgets what was replaced or deleted before or at `revision`: reads from before it fail from now on, and watches
+    /// from it or before. The engines compact by themselves what is older than their history option says.
     fn compact(&self, revision: u64) -> BoxFuture<'_, Result<()>>;
 
     /// Whether a key's value should be written anew although it has not changed, because of how it is held.

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
-use etcd_client::{EventType, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{EventType, GetOptions, WatchOptions, WatchResponse, WatchStream};
 
 use super::epoch::{self, Epoch};
 use super::{FIRST_KEY, Shared, back_off, fault};
@@ -58,9 +58,30 @@ async fn open(shared: &Shared, from: u64) -> Result<WatchStream> {
     watch.watch(FIRST_KEY, Some(options)).await.map_err(fault)
 }
 
+/// Fails if history has been compacted up to `from` or further. Where the compaction was at just that revision, older etcds
+/// forget a deletion there and do not say so (etcd-io/etcd#18089); and changes come without what was before them. So
+/// whoever reads the past asks afterwards.
+async fn intact(shared: &Shared, from: u64) -> Result<()> {
+    let Some(before) = shared.epoch.inward(from - 1) else {
+        return Ok(());
+    };
+    let options = GetOptions::new().with_revision(before).with_count_only();
+    let read = shared.kv.clone().get(FIRST_KEY, Some(options)).await;
+    match read.map_err(fault) {
+        Ok(_) => Ok(()),
+        Err(Error::Compacted { .. }) => Err(Error::Compacted {
+            requested: from,
+            oldest: from + 1,
+        }),
+        Err(other) => Err(other),
+    }
+}
+
 async fn follow(shared: &Arc<Shared>, history: &mut Option<History>) -> Result<()> {
     let from = shared.hub.position() + 1;
     let mut stream = open(shared, from).await?;
+    // What has happened before the watch began is read from history; what follows is heard as it happens.
+    let past = shared.current().await?;
     while let Some(response) = stream.message().await.map_err(fault)? {
         if let Some(offset) = epoch::changed(response.events(), &shared.epoch) {
             // Somebody restores a backup beneath us. All that was known before is of another time.
@@ -71,6 +92,10 @@ async fn follow(shared: &Arc<Shared>, history: &mut Option<History>) -> Result<(
         let Some(revision) = events.last().map(Event::revision) else {
             continue;
         };
+        let first = shared.hub.position() + 1;
+        if first <= past {
+            intact(shared, first).await?;
+        }
         shared.hub.publish(&events, revision);
         if let Some(target) = history
             .as_mut()
@@ -103,6 +128,7 @@ pub(super) async fn read(shared: &Shared, prefix: &str, from: u64, to: u64) -> R
             }
         }
     }
+    intact(shared, from).await?;
     // What comes after is the hub's to tell.
     batch.revision = batch.revision.min(to);
     Ok(batch)

@@ -13,6 +13,7 @@ promises!(
     prefixes_are_kept_apart,
     a_slow_watcher_misses_nothing,
     a_watch_from_before_compaction_is_told,
+    a_deletion_at_the_compacted_revision_is_not_left_out,
     compaction_does_not_disturb_a_watch_that_is_up_to_date,
     watches_may_begin_in_the_future,
     progress_reaches_what_was_written,
@@ -190,6 +191,27 @@ async fn a_watch_from_before_compaction_is_told(engine: Engine) {
     match soon(told).await {
         Error::Compacted { .. } => {}
         other => panic!("{other}"),
+    }
+}
+
+async fn a_deletion_at_the_compacted_revision_is_not_left_out(engine: Engine) {
+    let store = &engine.store;
+    let put = |key| store.put(key, Expect::Any, "1".into(), None);
+    put("/a").await.unwrap();
+    let deleted = store.delete("/a", Expect::Any).await.unwrap().revision;
+    put("/b").await.unwrap();
+    store.compact(deleted).await.unwrap();
+    let first = match store.watch("/", deleted).await {
+        Ok(mut watch) => soon(watch.next()).await.unwrap(),
+        Err(error) => Err(error),
+    };
+    match first {
+        Err(Error::Compacted { .. }) => {}
+        Ok(batch) => {
+            assert_eq!(batch.events[0].kind, EventKind::Delete);
+            assert_eq!(batch.events[0].revision(), deleted);
+        }
+        Err(other) => panic!("{other:?}"),
     }
 }
 
