@@ -235,9 +235,10 @@ fn seconds(time: Option<&str>) -> i64 {
         .map_or(0, |time| time.as_second())
 }
 
-/// Where two lists differ in nothing but times, the new one gets the old times.
-pub fn restore_times(new: &mut Value, old: &Value) -> bool {
-    let (Some(entries), Some(before)) = (new.as_array_mut(), old.as_array()) else {
+/// Whether two lists differ in nothing but times.
+#[must_use]
+pub fn same_but_times(new: &Value, old: &Value) -> bool {
+    let (Some(entries), Some(before)) = (new.as_array(), old.as_array()) else {
         return false;
     };
     let timeless = |entry: &Value| {
@@ -245,16 +246,11 @@ pub fn restore_times(new: &mut Value, old: &Value) -> bool {
         entry["time"] = json!(null);
         entry
     };
-    if entries.len() != before.len()
-        || !entries
+    entries.len() == before.len()
+        && entries
             .iter()
             .zip(before)
             .all(|(a, b)| timeless(a) == timeless(b))
-    {
-        return false;
-    }
-    entries.clone_from(before);
-    true
 }
 
 #[cfg(test)]
@@ -339,20 +335,19 @@ mod tests {
             "2026-01-01T00:00:00Z",
             json!({"f:x": {}})
         )]);
-        let mut new = json!([entry(
+        let new = json!([entry(
             "a",
             "Apply",
             "2026-01-02T00:00:00Z",
             json!({"f:x": {}})
         )]);
-        assert!(restore_times(&mut new, &old));
-        assert_eq!(new, old);
-        let mut other = json!([entry(
+        assert!(same_but_times(&new, &old));
+        let other = json!([entry(
             "b",
             "Apply",
             "2026-01-02T00:00:00Z",
             json!({"f:x": {}})
         )]);
-        assert!(!restore_times(&mut other, &old));
+        assert!(!same_but_times(&other, &old));
     }
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use apimachinery::managed::entries::restore_times;
+use apimachinery::managed::entries::same_but_times;
 use apimachinery::object;
 use apimachinery::status::{Result, Status};
 use serde_json::Value;
@@ -350,18 +350,13 @@ impl Registry {
 /// A write that changes nothing but the time of its manager changes nothing.
 fn keep_times(object: &mut Value, old: &Value) {
     let before = &old["metadata"]["managedFields"];
-    if object["metadata"]["managedFields"] == *before {
+    if !same_but_times(&object["metadata"]["managedFields"], before) {
         return;
     }
-    let mut managers = object["metadata"]["managedFields"].take();
-    if restore_times(&mut managers, before) {
-        let newer = std::mem::replace(&mut object["metadata"]["managedFields"], managers);
-        if *object == *old {
-            return;
-        }
-        managers = newer;
+    let newer = std::mem::replace(&mut object["metadata"]["managedFields"], before.clone());
+    if *object != *old {
+        object["metadata"]["managedFields"] = newer;
     }
-    object::set_metadata(object, "managedFields", managers);
 }
 
 /// Subresources that change the status of their object. Approving a certificate request is a condition of it.

@@ -1,6 +1,6 @@
 //! Who owns which field, and server-side apply.
 
-use crate::common::{Answer, Api};
+use crate::common::{Answer, Api, PATIENCE};
 use http::Method;
 use serde_json::{Value, json};
 
@@ -48,6 +48,12 @@ fn owned<'a>(object: &'a Value, manager: &str) -> &'a Value {
     let entries = object["metadata"]["managedFields"].as_array().unwrap();
     let entry = entries.iter().find(|e| e["manager"] == manager);
     &entry.unwrap_or_else(|| panic!("{manager} owns nothing"))["fieldsV1"]
+}
+
+fn owned_since<'a>(object: &'a Value, manager: &str) -> &'a Value {
+    let entries = object["metadata"]["managedFields"].as_array().unwrap();
+    let entry = entries.iter().find(|e| e["manager"] == manager);
+    &entry.unwrap_or_else(|| panic!("{manager} owns nothing"))["time"]
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -112,6 +118,27 @@ async fn every_write_is_noted() {
         .await;
     assert_eq!(same.code, 200);
     assert_eq!(api.get(&path).await.ok(), found);
+}
+
+/// Writes of the same fields by the same manager, as controllers and kubelets make them all day.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manager_that_writes_again_keeps_its_fields() {
+    let api = Api::start().await;
+    let path = format!("{MAPS}/a");
+    api.post(MAPS, &map(json!({"k": "0"}))).await.ok();
+    let first = api.put(&path, &map(json!({"k": "1"}))).await.ok();
+    let begun = std::time::Instant::now();
+    // Times have whole seconds: only a write in another one differs in time alone.
+    for value in 2.. {
+        let data = json!({"k": value.to_string()});
+        let again = api.put(&path, &map(data)).await.ok();
+        assert_eq!(managers(&again), managers(&first));
+        assert_eq!(owned(&again, "unknown"), owned(&first, "unknown"));
+        if owned_since(&again, "unknown") != owned_since(&first, "unknown") {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "times stand still");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
