@@ -11,6 +11,8 @@ use apimachinery::resource::Resource;
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
+use crate::strategy;
+
 /// What is wrong with a value in the store.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
@@ -129,6 +131,9 @@ pub fn adopt(stored: &Bytes, resource: &Resource) -> Result<Bytes, Unreadable> {
                 why: error,
             })
         })?;
+        // Kubernetes fills in defaults whenever it reads: some are never stored, and others are newer than the object.
+        resource.schema.apply_defaults(&mut value);
+        strategy::of(&resource.group, &resource.plural).default(&mut value);
     }
     Ok(encode(&value))
 }
@@ -266,6 +271,14 @@ mod tests {
             serde_json::from_slice(&adopt(&foreign.into(), pods).unwrap()).unwrap();
         assert_eq!(adopted["spec"]["containers"][0]["image"], "i");
         assert_eq!(adopted["metadata"], json!({"name": "p"}));
+        assert_eq!(adopted["spec"]["restartPolicy"], "Always");
+        let claims = resource("", "persistentvolumeclaims");
+        let claim =
+            json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "c"}});
+        let foreign = protobuf::from_json(claim.to_string().as_bytes()).unwrap();
+        let adopted: Value =
+            serde_json::from_slice(&adopt(&foreign.into(), claims).unwrap()).unwrap();
+        assert_eq!(adopted["status"]["phase"], "Pending");
         // Another key order, in which the first metadata is not that of the object.
         let reordered = br#"{"apiVersion":"v1","data":{"metadata":{"name":"x"}},"kind":"Pod","metadata":{"name":"p"}}"#;
         let adopted = adopt(&Bytes::from_static(reordered), pods).unwrap();

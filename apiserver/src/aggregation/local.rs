@@ -39,15 +39,13 @@ pub fn priority(group: &str, version: &str) -> Option<(i64, i64)> {
         "scheduling.k8s.io" => 16_600,
         "coordination.k8s.io" => 16_500,
         "node.k8s.io" => 16_300,
-        "discovery.k8s.io" => 16_200,
+        "discovery.k8s.io" | "resource.k8s.io" => 16_200,
         "flowcontrol.apiserver.k8s.io" => 16_100,
-        "resource.k8s.io" => 16_100,
         _ => return None,
     };
     let version = match (group, version) {
         ("autoscaling", "v2") => 30,
-        ("flowcontrol.apiserver.k8s.io", _) => 21,
-        ("resource.k8s.io", _) => 20,
+        ("flowcontrol.apiserver.k8s.io" | "resource.k8s.io", _) => 21,
         _ => 15,
     };
     Some((rank, version))

@@ -15,6 +15,12 @@ const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
 const STORAGE: &str = "storage";
 
 impl Strategy for PersistentVolumeClaim {
+    fn default(&self, object: &mut Value) {
+        if text(&object["status"], "phase").is_empty() {
+            object["status"]["phase"] = "Pending".into();
+        }
+    }
+
     fn prepare_for_create(&self, _context: &Context<'_>, object: &mut Value) {
         object["status"] = json!({"phase": "Pending"});
         normalize_sources(&mut object["spec"], &Value::Null);
