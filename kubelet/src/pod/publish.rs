@@ -44,13 +44,17 @@ pub fn status_patch(pod: &Pod, status: &PodStatus) -> Option<Value> {
 }
 
 /// Conditions are merged by their type, so only those that differ are sent, with a null for
-/// every field that has gone.
+/// every field that has gone, and a word for every one that has gone itself.
 fn changed_conditions(before: Option<&Value>, after: &[Value]) -> Vec<Value> {
     let known = before
         .and_then(Value::as_array)
         .map(Vec::as_slice)
         .unwrap_or_default();
     let old = |c: &Value| known.iter().find(|k| k["type"] == c["type"]);
+    let gone = known
+        .iter()
+        .filter(|k| !after.iter().any(|c| c["type"] == k["type"]))
+        .map(|k| json!({"$patch": "delete", "type": k["type"]}));
     let differing = after.iter().filter(|c| old(c) != Some(*c));
     differing
         .map(|c| {
@@ -66,6 +70,7 @@ fn changed_conditions(before: Option<&Value>, after: &[Value]) -> Vec<Value> {
             }
             patch
         })
+        .chain(gone)
         .collect()
 }
 
@@ -137,14 +142,18 @@ mod tests {
     }
     #[test]
     fn conditions_lose_what_they_no_longer_have() {
-        let before = json!([{"type": "A", "status": "False", "reason": "x"}, {"type": "B", "status": "True"}]);
+        let before = json!([{"type": "A", "status": "False", "reason": "x"}, {"type": "B", "status": "True"},
+            {"type": "C", "status": "True"}]);
         let after = [
             json!({"type": "A", "status": "True"}),
             json!({"type": "B", "status": "True"}),
         ];
         assert_eq!(
             changed_conditions(Some(&before), &after),
-            [json!({"type": "A", "status": "True", "reason": null})]
+            [
+                json!({"type": "A", "status": "True", "reason": null}),
+                json!({"$patch": "delete", "type": "C"}),
+            ]
         );
     }
 }
