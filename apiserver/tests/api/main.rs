@@ -10,6 +10,7 @@ mod bad_input;
 mod certificates;
 mod custom_resources;
 mod endpoints;
+mod evictions;
 mod field_validation;
 mod generated;
 mod hostile;

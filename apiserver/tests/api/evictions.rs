@@ -1,0 +1,80 @@
+//! Evictions: what a budget allows, and what a pod says of its end.
+
+use crate::common::Api;
+use serde_json::{Value, json};
+
+const PODS: &str = "/api/v1/namespaces/default/pods";
+const BUDGETS: &str = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
+const MERGE: &str = "merge";
+
+/// A pod that runs on a node, so that it does not go at once.
+async fn running(api: &Api, name: &str) {
+    let pod = json!({"metadata": {"name": name, "labels": {"app": "a"}},
+        "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}]}});
+    api.post(PODS, &pod).await.ok();
+    let status = json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
+    let path = format!("{PODS}/{name}/status");
+    api.patch(&path, MERGE, &status).await.ok();
+}
+
+fn eviction(name: &str, options: Value) -> Value {
+    json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}, "deleteOptions": options})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_is_asked_and_the_pod_says_why_it_goes() {
+    let api = Api::start().await;
+    let account = json!({"metadata": {"name": "default"}});
+    api.post("/api/v1/namespaces/default/serviceaccounts", &account)
+        .await
+        .ok();
+    for name in ["a", "b"] {
+        running(&api, name).await;
+    }
+    let budget = json!({"metadata": {"name": "b"}, "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "a"}}}});
+    api.post(BUDGETS, &budget).await.ok();
+    let settle = async |allowed: u32| {
+        let status = json!({"status": {"observedGeneration": 1, "disruptionsAllowed": allowed,
+            "currentHealthy": 2, "desiredHealthy": 2 - allowed, "expectedPods": 2}});
+        let path = format!("{BUDGETS}/b/status");
+        api.patch(&path, MERGE, &status).await.ok();
+    };
+    let evict = async |name: &str, options: Value| {
+        let path = format!("{PODS}/{name}/eviction");
+        api.post(&path, &eviction(name, options)).await
+    };
+    settle(0).await;
+    let refused = evict("a", json!({})).await;
+    let why = refused.refused(429, "TooManyRequests").to_owned();
+    assert!(why.contains("would violate"), "{why}");
+    settle(1).await;
+    let tried = evict("a", json!({"dryRun": ["All"]})).await;
+    assert_eq!(tried.code, 201, "{}", tried.body);
+    let other = evict("a", json!({"preconditions": {"uid": "other"}})).await;
+    other.refused(409, "Conflict");
+    let untouched = api.get(&format!("{PODS}/a")).await.ok();
+    assert!(untouched["metadata"]["deletionTimestamp"].is_null());
+    let conditions = untouched["status"]["conditions"].as_array().unwrap();
+    assert!(conditions.iter().all(|c| c["type"] != "DisruptionTarget"));
+    settle(1).await;
+    assert_eq!(evict("a", json!({})).await.code, 201);
+    let going = api.get(&format!("{PODS}/a")).await.ok();
+    assert!(going["metadata"]["deletionTimestamp"].is_string());
+    let conditions = going["status"]["conditions"].as_array().unwrap();
+    let target = conditions.iter().find(|c| c["type"] == "DisruptionTarget");
+    let target = target.unwrap_or_else(|| panic!("{going}"));
+    assert_eq!(target["reason"], "EvictionByEvictionAPI");
+    let spent = api.get(&format!("{BUDGETS}/b")).await.ok();
+    assert_eq!(spent["status"]["disruptionsAllowed"], 0);
+    assert!(spent["status"]["disruptedPods"]["a"].is_string());
+    // Whoever is going already costs nothing.
+    assert_eq!(evict("a", json!({})).await.code, 201);
+    evict("b", json!({})).await.refused(429, "TooManyRequests");
+    let unready = json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}});
+    let path = format!("{PODS}/b/status");
+    api.patch(&path, MERGE, &unready).await.ok();
+    let healthy = json!({"status": {"currentHealthy": 1, "desiredHealthy": 1}});
+    let path = format!("{BUDGETS}/b/status");
+    api.patch(&path, MERGE, &healthy).await.ok();
+    assert_eq!(evict("b", json!({})).await.code, 201);
+}
