@@ -59,7 +59,7 @@ impl Condition {
             2 | 3 if whole(&self.members) == self.members.len() => {
                 Fault::Harm(Program::Member(member), harm)
             }
-            // Never all: etcd before 3.4.32 may lose the last revision, if it is a deletion, in a crash after that
+            // Never all: older etcds may lose the last revision, if it is a deletion, in a crash after that
             // (etcd-io/etcd#17780).
             _ => Fault::Compact(random.random_range(1..8)),
         }
