@@ -202,6 +202,37 @@ pub fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
         .find(|c| c["type"] == kind)
 }
 
+/// Puts a condition in the place of the one of its type. The time of its last transition moves only with its status. Whether
+/// it says anything new.
+pub fn merge_condition(conditions: &mut Vec<Value>, mut condition: Value) -> bool {
+    let same_type = |known: &&mut Value| known["type"] == condition["type"];
+    match conditions.iter_mut().find(same_type) {
+        Some(known) => {
+            if known["status"] == condition["status"] && known["lastTransitionTime"].is_string() {
+                condition["lastTransitionTime"] = known["lastTransitionTime"].clone();
+            }
+            let news = *known != condition;
+            *known = condition;
+            news
+        }
+        None => {
+            conditions.push(condition);
+            true
+        }
+    }
+}
+
+/// The same in an object's status.
+pub fn set_condition(object: &mut Value, condition: Value) -> bool {
+    let conditions = &mut object["status"]["conditions"];
+    if !conditions.is_array() {
+        *conditions = Value::Array(Vec::new());
+    }
+    conditions
+        .as_array_mut()
+        .is_some_and(|conditions| merge_condition(conditions, condition))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,5 +272,24 @@ mod tests {
         let mut empty = json!({});
         set_annotation(&mut empty, "a", "b");
         assert_eq!(empty, json!({"metadata": {"annotations": {"a": "b"}}}));
+    }
+
+    #[test]
+    fn the_time_of_a_condition_moves_with_its_status() {
+        let condition = |status: &str, message: &str, time: &str| json!({"type": "A", "status": status, "message": message, "lastTransitionTime": time});
+        let mut object = json!({});
+        for (new, news, time) in [
+            (condition("True", "m", "1"), true, "1"),
+            (condition("True", "m", "2"), false, "1"),
+            (condition("True", "n", "3"), true, "1"),
+            (condition("False", "n", "4"), true, "4"),
+        ] {
+            assert_eq!(set_condition(&mut object, new.clone()), news, "{new}");
+            let conditions = object["status"]["conditions"].as_array().unwrap();
+            assert_eq!(
+                (conditions.len(), &conditions[0]["lastTransitionTime"]),
+                (1, &json!(time))
+            );
+        }
     }
 }

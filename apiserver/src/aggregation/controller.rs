@@ -275,23 +275,9 @@ async fn note(registry: &Registry, object: &Value, condition: &Value) -> Result<
 }
 
 /// The conditions with the new one in its place, its time kept if its status is the same; `None` for no change.
-fn noted(object: &Value, condition: &Value) -> Option<Value> {
-    let mut conditions = list(&object["status"], "conditions").to_vec();
-    let same_type = |c: &&mut Value| c["type"] == condition["type"];
-    match conditions.iter_mut().find(same_type) {
-        Some(old) => {
-            let mut new = condition.clone();
-            if old["status"] == new["status"] {
-                new["lastTransitionTime"] = old["lastTransitionTime"].clone();
-            }
-            if *old == new {
-                return None;
-            }
-            *old = new;
-        }
-        None => conditions.push(condition.clone()),
-    }
-    Some(conditions.into())
+fn noted(service: &Value, condition: &Value) -> Option<Value> {
+    let mut conditions = list(&service["status"], "conditions").to_vec();
+    object::merge_condition(&mut conditions, condition.clone()).then(|| conditions.into())
 }
 
 #[cfg(test)]

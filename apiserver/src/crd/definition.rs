@@ -80,26 +80,11 @@ impl Condition {
 
 /// Sets a condition; the time of its last transition moves only with its status.
 pub fn set_condition(definition: &mut Value, condition: &Condition, now: Timestamp) {
-    let status = &mut definition["status"];
-    if !status["conditions"].is_array() {
-        status["conditions"] = json!([]);
-    }
-    let Some(conditions) = status["conditions"].as_array_mut() else {
-        return;
-    };
-    let mut fresh = json!({
+    let condition = json!({
         "type": condition.kind, "status": condition.status, "lastTransitionTime": time::format(now),
         "reason": condition.reason, "message": condition.message,
     });
-    match conditions.iter_mut().find(|c| c["type"] == condition.kind) {
-        Some(old) => {
-            if old["status"] == condition.status && old["lastTransitionTime"].is_string() {
-                fresh["lastTransitionTime"] = old["lastTransitionTime"].take();
-            }
-            *old = fresh;
-        }
-        None => conditions.push(fresh),
-    }
+    object::set_condition(definition, condition);
 }
 
 /// Removes a condition that no longer applies.

@@ -111,25 +111,10 @@ fn dangling(schema: &Value, exists: bool) -> Option<Value> {
     };
     let mut conditions = list(&schema["status"], "conditions").to_vec();
     let now = apimachinery::time::format(jiff::Timestamp::now());
-    let mut condition = json!({
+    let condition = json!({
         "type": "Dangling", "status": status, "reason": reason, "message": message, "lastTransitionTime": now,
     });
-    match conditions
-        .iter_mut()
-        .find(|c| text(c, "type") == "Dangling")
-    {
-        Some(old) if old["status"] == status && old["message"] == condition["message"] => {
-            return None;
-        }
-        Some(old) => {
-            if old["status"] == status {
-                condition["lastTransitionTime"] = old["lastTransitionTime"].clone();
-            }
-            *old = condition;
-        }
-        None => conditions.push(condition),
-    }
-    Some(conditions.into())
+    apimachinery::object::merge_condition(&mut conditions, condition).then(|| conditions.into())
 }
 
 async fn note(

@@ -109,9 +109,9 @@ async fn disrupt(
                     stale("ResourceVersion", wanted, version, "modified")
                 }
                 _ => {
-                    set_condition(
+                    object::set_condition(
                         pod,
-                        json!({"type": "DisruptionTarget", "status": "True",
+                        json!({"type": "DisruptionTarget", "status": "True", "lastTransitionTime": now(),
                             "reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting"}),
                     );
                     Ok(())
@@ -129,28 +129,8 @@ async fn disrupt(
     registry.delete(target, call, &options).await.map(drop)
 }
 
-/// Puts a condition in the place of the one of its type, whose time it keeps if it says the same.
-fn set_condition(object: &mut Value, mut condition: Value) {
-    condition["lastTransitionTime"] = apimachinery::time::format(jiff::Timestamp::now()).into();
-    let conditions = &mut object["status"]["conditions"];
-    if !conditions.is_array() {
-        *conditions = json!([]);
-    }
-    let Some(conditions) = conditions.as_array_mut() else {
-        return;
-    };
-    let known = conditions
-        .iter_mut()
-        .find(|known| known["type"] == condition["type"]);
-    match known {
-        Some(known) => {
-            if known["status"] == condition["status"] {
-                condition["lastTransitionTime"] = known["lastTransitionTime"].take();
-            }
-            *known = condition;
-        }
-        None => conditions.push(condition),
-    }
+fn now() -> String {
+    apimachinery::time::format(jiff::Timestamp::now())
 }
 
 /// Pods that do not run, or are going anyway, disturb nobody.
@@ -249,14 +229,13 @@ fn take(budget: &mut Value, pod: &str) -> Result<()> {
     if allowed == 0 {
         return Err(refused(0, why_none(budget)));
     }
-    let now = apimachinery::time::format(jiff::Timestamp::now());
     let status = &mut budget["status"];
     status["disruptionsAllowed"] = (allowed - 1).into();
-    status["disruptedPods"][pod] = now.into();
+    status["disruptedPods"][pod] = now().into();
     if allowed == 1 {
         let none = json!({"type": "DisruptionAllowed", "status": "False", "reason": "InsufficientPods",
-            "message": "", "observedGeneration": observed});
-        set_condition(budget, none);
+            "message": "", "observedGeneration": observed, "lastTransitionTime": now()});
+        object::set_condition(budget, none);
     }
     Ok(())
 }
