@@ -14,9 +14,9 @@ use serde_json::Value;
 
 use super::keys::{PublicKey, verify};
 use super::oidc::unverified;
-use super::service_account::{group_names, split_username, user_name};
+use super::service_account::{self, split_username};
 use super::tokens::{Verified, Verifier, ignoring_audiences};
-use super::{AUTHENTICATED, UserInfo, same};
+use super::{UserInfo, same};
 use crate::registry::Registry;
 
 const ISSUER: &str = "kubernetes/serviceaccount";
@@ -77,7 +77,13 @@ impl LegacyTokens {
                 claims.namespace, claims.secret, claims.account
             ));
         }
-        Ok(claims.user())
+        let Claims {
+            namespace,
+            account,
+            uid,
+            ..
+        } = &claims;
+        Ok(service_account::user(namespace, account, uid))
     }
 }
 
@@ -115,17 +121,6 @@ impl Claims {
             ));
         }
         Ok(())
-    }
-
-    fn user(&self) -> UserInfo {
-        let mut groups = group_names(&self.namespace);
-        groups.push(AUTHENTICATED.to_owned());
-        UserInfo {
-            name: user_name(&self.namespace, &self.account),
-            uid: self.uid.clone(),
-            groups,
-            ..UserInfo::default()
-        }
     }
 }
 

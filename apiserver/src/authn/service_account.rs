@@ -223,16 +223,23 @@ fn check_times(claims: &Claims, now: i64) -> Result<(), String> {
     Ok(())
 }
 
-fn user_of(claims: &Claims) -> UserInfo {
-    let bound = &claims.kubernetes;
-    let mut groups = group_names(&bound.namespace);
+/// Whom a service account is let in as.
+#[must_use]
+pub fn user(namespace: &str, name: &str, uid: &str) -> UserInfo {
+    let mut groups = group_names(namespace);
     groups.push(AUTHENTICATED.to_owned());
-    let mut user = UserInfo {
-        name: user_name(&bound.namespace, &bound.serviceaccount.name),
-        uid: bound.serviceaccount.uid.clone(),
+    UserInfo {
+        name: user_name(namespace, name),
+        uid: uid.to_owned(),
         groups,
         ..UserInfo::default()
-    };
+    }
+}
+
+fn user_of(claims: &Claims) -> UserInfo {
+    let bound = &claims.kubernetes;
+    let account = &bound.serviceaccount;
+    let mut user = user(&bound.namespace, &account.name, &account.uid);
     let mut extra = |key: &str, value: String| {
         if !value.is_empty() {
             user.extra
