@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns, unshare};
+use serde::Deserialize;
 
 use super::spec::Cluster;
 
@@ -170,22 +171,13 @@ pub fn attach_host(cluster: &Cluster, scope: &str, state: &Path) -> Result<()> {
 
 /// Removes what `attach_host` added, as far as it is there. `last` says that no other cluster needs the host to forward.
 pub fn detach_host(cluster: Option<&Cluster>, scope: &str, state: &Path, last: bool) -> Result<()> {
-    for entry in fs::read_dir("/sys/class/net")
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
-        let name = entry.file_name();
-        let alias = fs::read_to_string(entry.path().join("ifalias")).unwrap_or_default();
-        let ours =
-            cluster.is_some_and(|c| !c.isolated && name.to_str() == Some(&c.host_interface()));
-        if alias.trim() == label(scope) || (ours && alias.trim().is_empty()) {
-            let deleted = Command::new("ip")
-                .args(["link", "delete"])
-                .arg(&name)
-                .output();
+    // Not from /sys/class/net: that shows the network in which /sys was mounted, which may be another one.
+    let links = output("ip", &["-json", "link", "show"])?;
+    for name in own_links(&links, cluster, scope)? {
+        match output("ip", &["link", "delete", &name]) {
             // Its other end may take it away at the same moment.
-            deleted.context("run ip")?;
+            Err(e) if !format!("{e:#}").contains("Cannot find device") => return Err(e),
+            _ => {}
         }
     }
     if cluster.is_none_or(|c| !c.isolated) {
@@ -211,6 +203,23 @@ pub fn detach_host(cluster: Option<&Cluster>, scope: &str, state: &Path, last: b
     Ok(())
 }
 
+/// The names of the cluster's interfaces, marked or not marked yet, among those that `ip -json link show` gave.
+fn own_links(links: &str, cluster: Option<&Cluster>, scope: &str) -> Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Link {
+        ifname: String,
+        #[serde(default)]
+        ifalias: String,
+    }
+    let unmarked = cluster.filter(|c| !c.isolated).map(Cluster::host_interface);
+    let links: Vec<Link> = serde_json::from_str(links).context("read what ip printed")?;
+    let ours = links.into_iter().filter(|link| match &*link.ifalias {
+        "" => unmarked.as_ref() == Some(&link.ifname),
+        alias => alias == label(scope),
+    });
+    Ok(ours.map(|link| link.ifname).collect())
+}
+
 /// The command that deletes a rule listed by `iptables -S`, if it carries the label.
 fn removal(line: &str, label: &str) -> Option<Vec<String>> {
     let words: Vec<String> = line
@@ -228,14 +237,18 @@ fn removal(line: &str, label: &str) -> Option<Vec<String>> {
 }
 
 fn iptables(words: &[&str]) -> Result<String> {
-    let output = Command::new("iptables")
-        .arg("-w")
+    output("iptables", &[&["-w"], words].concat())
+}
+
+/// What a program printed; an error with its words when it failed.
+fn output(program: &str, words: &[&str]) -> Result<String> {
+    let output = Command::new(program)
         .args(words)
         .output()
-        .context("run iptables")?;
+        .with_context(|| format!("run {program}"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        bail!("iptables {}: {}", words.join(" "), said.trim());
+        bail!("{program} {}: {}", words.join(" "), said.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -316,6 +329,32 @@ mod tests {
         assert_eq!(
             rules[0].1.join(" "),
             "POSTROUTING -s 10.89.7.0/24 ! -o skiff7 -m comment --comment skiff:demo -j MASQUERADE"
+        );
+    }
+
+    #[test]
+    fn only_own_interfaces_are_removed() {
+        let links = r#"[{"ifname":"lo"},{"ifname":"skiff7","ifalias":"skiff:demo"},{"ifname":"skiff8","ifalias":"skiff:demo2"},
+            {"ifname":"eth0","ifalias":"uplink"}]"#;
+        let mut cluster = spec::tests::example();
+        cluster.isolated = false;
+        assert_eq!(own_links(links, None, "demo").unwrap(), ["skiff7"]);
+        assert!(
+            own_links(links, Some(&cluster), "another")
+                .unwrap()
+                .is_empty()
+        );
+        // Cut off before it was marked: it is known by its name alone, and to an isolated cluster it is a stranger's.
+        let unmarked = r#"[{"ifname":"skiff7"},{"ifname":"skiff8"}]"#;
+        assert_eq!(
+            own_links(unmarked, Some(&cluster), "demo").unwrap(),
+            ["skiff7"]
+        );
+        cluster.isolated = true;
+        assert!(
+            own_links(unmarked, Some(&cluster), "demo")
+                .unwrap()
+                .is_empty()
         );
     }
 
