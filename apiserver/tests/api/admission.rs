@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::common::{Answer, Api, PATIENCE};
+use crate::common::{self, Answer, Api};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::Response;
@@ -106,22 +106,15 @@ fn map(name: &str) -> Value {
 
 /// Creates until the answer is as wanted: configurations take effect with the watch.
 async fn until(api: &Api, path: &str, object: &Value, wanted: impl Fn(&Answer) -> bool) -> Answer {
-    let attempts = async {
-        loop {
-            let answer = api.post(path, object).await;
-            if wanted(&answer) {
-                return answer;
-            }
-            if answer.code == 201 {
-                let name = object["metadata"]["name"].as_str().unwrap();
-                api.delete(&format!("{path}/{name}")).await;
-            }
-            tokio::task::yield_now().await;
+    common::until("the configuration takes effect", || async {
+        let answer = api.post(path, object).await;
+        if !wanted(&answer) && answer.code == 201 {
+            let name = object["metadata"]["name"].as_str().unwrap();
+            api.delete(&format!("{path}/{name}")).await;
         }
-    };
-    tokio::time::timeout(PATIENCE, attempts)
-        .await
-        .expect("the configuration takes effect")
+        wanted(&answer).then_some(answer)
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::common::{Api, PATIENCE};
+use crate::common::{self, Answer, Api, PATIENCE};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -203,23 +203,12 @@ async fn condition(api: &Api, name: &str, reason: &str) -> Value {
 }
 
 /// Gets a path until the answer is as wanted: routes follow the objects after a moment.
-async fn until(
-    api: &Api,
-    path: &str,
-    wanted: impl Fn(&crate::common::Answer) -> bool,
-) -> crate::common::Answer {
-    let wait = async {
-        loop {
-            let answer = api.get(path).await;
-            if wanted(&answer) {
-                return answer;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait)
-        .await
-        .unwrap_or_else(|_| panic!("{path} never answered as wanted"))
+async fn until(api: &Api, path: &str, wanted: impl Fn(&Answer) -> bool) -> Answer {
+    common::until(path, || async {
+        let answer = api.get(path).await;
+        wanted(&answer).then_some(answer)
+    })
+    .await
 }
 
 async fn register(api: &Api, own: &Authority, port: u16) {

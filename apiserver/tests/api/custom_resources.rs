@@ -1,6 +1,6 @@
 //! Custom resources: defined, served, changed, redefined and deleted.
 
-use crate::common::{Api, PATIENCE};
+use crate::common::{Api, until};
 use serde_json::{Value, json};
 
 const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
@@ -37,25 +37,13 @@ pub async fn define(api: &Api, definition: &Value) -> Value {
         "{DEFINITIONS}/{}",
         created["metadata"]["name"].as_str().unwrap()
     );
-    let established = async {
-        loop {
-            let current = api.get(&path).await.ok();
-            let conditions = current["status"]["conditions"]
-                .as_array()
-                .cloned()
-                .unwrap_or_default();
-            if conditions
-                .iter()
-                .any(|c| c["type"] == "Established" && c["status"] == "True")
-            {
-                return current;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, established)
-        .await
-        .expect("the definition is established")
+    until("the definition is established", || async {
+        let current = api.get(&path).await.ok();
+        let mut conditions = current["status"]["conditions"].as_array()?.iter();
+        let established = conditions.any(|c| c["type"] == "Established" && c["status"] == "True");
+        established.then_some(current)
+    })
+    .await
 }
 
 const WIDGETS: &str = "/apis/example.com/v1/namespaces/default/widgets";
@@ -174,18 +162,11 @@ async fn redefined_and_deleted() {
     versions.push(second);
     let path = format!("{DEFINITIONS}/widgets.example.com");
     api.put(&path, &defined).await.ok();
-    let read = async {
-        loop {
-            let object = api.get(&format!("{WIDGETS}/a")).await.ok();
-            if object["spec"]["fresh"] == "x" {
-                break;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, read)
-        .await
-        .expect("the default appears");
+    until("the default appears", || async {
+        let object = api.get(&format!("{WIDGETS}/a")).await.ok();
+        (object["spec"]["fresh"] == "x").then_some(())
+    })
+    .await;
     assert_eq!(watch.next().await, None, "a changed schema ends watches");
     let other = api
         .get("/apis/example.com/v2/namespaces/default/widgets/a")
@@ -214,14 +195,11 @@ async fn redefined_and_deleted() {
         &json!({"metadata": {"finalizers": null}}),
     )
     .await;
-    let gone = async {
-        while api.get(&path).await.code != 404 || api.get(WIDGETS).await.code != 404 {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, gone)
-        .await
-        .expect("the definition goes");
+    until("the definition goes", || async {
+        let gone = api.get(&path).await.code == 404 && api.get(WIDGETS).await.code == 404;
+        gone.then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -236,18 +214,11 @@ async fn names_are_taken_once() {
         "{DEFINITIONS}/{}",
         second["metadata"]["name"].as_str().unwrap()
     );
-    let conflict = async {
-        loop {
-            let current = api.get(&path).await.ok();
-            if let Some(condition) = current["status"]["conditions"].get(0) {
-                break condition.clone();
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    };
-    let condition = tokio::time::timeout(PATIENCE, conflict)
-        .await
-        .expect("a condition");
+    let condition = until("there is a condition", || async {
+        let current = api.get(&path).await.ok();
+        current["status"]["conditions"].get(0).cloned()
+    })
+    .await;
     assert_eq!(
         (&condition["type"], &condition["status"]),
         (&json!("NamesAccepted"), &json!("False"))
@@ -258,14 +229,10 @@ async fn names_are_taken_once() {
     api.delete(&format!("{DEFINITIONS}/widgets.example.com"))
         .await
         .ok();
-    let served = async {
-        while api.get("/apis/example.com/v1/others").await.code != 200 {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, served)
-        .await
-        .expect("the name is free again");
+    until("the name is free again", || async {
+        (api.get("/apis/example.com/v1/others").await.code == 200).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

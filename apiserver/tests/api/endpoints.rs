@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use storage::Expect;
 
-use crate::common::{Api, Etcd, PATIENCE};
+use crate::common::{Api, Etcd, until};
 
 const ENDPOINTS: &str = "/api/v1/namespaces/default/endpoints/kubernetes";
 const SLICE: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
@@ -20,21 +20,14 @@ fn addresses(list: &Value, of: impl Fn(&Value) -> Value) -> Vec<String> {
 
 /// Waits until both objects show these addresses.
 async fn shows(api: &Api, expected: &[&str]) {
-    let shown = async {
-        loop {
-            let endpoints = api.get(ENDPOINTS).await.ok();
-            let slice = api.get(SLICE).await.ok();
-            let one = addresses(&endpoints["subsets"][0]["addresses"], |a| a["ip"].clone());
-            let other = addresses(&slice["endpoints"], |e| e["addresses"][0].clone());
-            if one == expected && other == expected {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, shown)
-        .await
-        .unwrap_or_else(|_| panic!("{expected:?} are the endpoints"));
+    until(&format!("{expected:?} are the endpoints"), || async {
+        let endpoints = api.get(ENDPOINTS).await.ok();
+        let slice = api.get(SLICE).await.ok();
+        let one = addresses(&endpoints["subsets"][0]["addresses"], |a| a["ip"].clone());
+        let other = addresses(&slice["endpoints"], |e| e["addresses"][0].clone());
+        (one == expected && other == expected).then_some(())
+    })
+    .await;
 }
 
 async fn server(etcd: &Etcd, address: &str) -> Api {
@@ -108,42 +101,30 @@ async fn the_server_of_an_embedded_store_is_the_only_endpoint() {
 /// Waits until there are as many leases of API servers, in the order of their names.
 async fn leases(api: &Api, count: usize) -> Vec<Value> {
     let path = format!("{LEASES}?labelSelector=apiserver.kubernetes.io/identity%3Dkube-apiserver");
-    let there = async {
-        loop {
-            let list = api.get(&path).await.ok();
-            let items = list["items"].as_array().unwrap();
-            let own = |lease: &Value| {
-                lease["metadata"]["name"]
-                    .as_str()
-                    .unwrap()
-                    .starts_with("apiserver-")
-            };
-            if items.len() == count && items.iter().any(own) {
-                return items.clone();
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, there).await.expect("leases")
+    until("there are as many leases", || async {
+        let list = api.get(&path).await.ok();
+        let items = list["items"].as_array().unwrap();
+        let own = |lease: &Value| {
+            lease["metadata"]["name"]
+                .as_str()
+                .unwrap()
+                .starts_with("apiserver-")
+        };
+        (items.len() == count && items.iter().any(own)).then(|| items.clone())
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_is_renewed_by_its_holder() {
     let api = Api::start().await;
     let first = leases(&api, 1).await.remove(0);
-    let renewed = async {
-        loop {
-            let now = leases(&api, 1).await.remove(0);
-            if now["spec"]["renewTime"] != first["spec"]["renewTime"] {
-                return now;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
     // Every ten seconds.
-    let renewed = tokio::time::timeout(PATIENCE, renewed)
-        .await
-        .expect("the lease is renewed");
+    let renewed = until("the lease is renewed", || async {
+        let now = leases(&api, 1).await.remove(0);
+        (now["spec"]["renewTime"] != first["spec"]["renewTime"]).then_some(now)
+    })
+    .await;
     let time = |lease: &Value| -> jiff::Timestamp {
         lease["spec"]["renewTime"]
             .as_str()

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::common::{Api, PATIENCE};
+use crate::common::{Api, PATIENCE, until};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 /// Longer than any of the server's timeouts for those who do not get to the point.
@@ -110,19 +110,12 @@ async fn connections_beyond_the_limit_are_closed_at_once() {
     // When they leave, there is room again.
     open.abort_all();
     while open.join_next().await.is_some() {}
-    let room = async {
-        loop {
-            let stream = TcpStream::connect(api.address).await.unwrap();
-            let name = ServerName::from(api.address.ip());
-            if api.nobody().connect(name, stream).await.is_ok() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, room)
-        .await
-        .expect("there is room");
+    until("there is room", || async {
+        let stream = TcpStream::connect(api.address).await.unwrap();
+        let name = ServerName::from(api.address.ip());
+        api.nobody().connect(name, stream).await.ok()
+    })
+    .await;
     let map = json!({"metadata": {"name": "after"}});
     api.post(MAPS, &map).await.ok();
 }

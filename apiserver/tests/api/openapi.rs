@@ -1,9 +1,8 @@
 //! OpenAPI documents: in JSON and in protobuf, kept by their tags, and new when a definition is.
 
 use std::io::Read;
-use std::time::Duration;
 
-use crate::common::{Answer, Api, PATIENCE};
+use crate::common::{Answer, Api, until};
 use crate::custom_resources::{define, definition};
 use bytes::Bytes;
 use http::Method;
@@ -123,19 +122,14 @@ async fn custom_resources_appear_in_protobuf() {
     let before = get(&api, "/openapi/v2", &accept).await;
     assert!(!definitions(&before.bytes).contains(&WIDGET.to_owned()));
     define(&api, &definition("widgets", "Widget")).await;
-    let published = async {
-        loop {
-            let now = get(&api, "/openapi/v2", &accept).await;
-            if definitions(&now.bytes).contains(&WIDGET.to_owned()) {
-                assert_ne!(now.headers["etag"], before.headers["etag"]);
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, published)
-        .await
-        .expect("the definition is published");
+    let published = until("the definition is published", || async {
+        let now = get(&api, "/openapi/v2", &accept).await;
+        definitions(&now.bytes)
+            .contains(&WIDGET.to_owned())
+            .then_some(now)
+    })
+    .await;
+    assert_ne!(published.headers["etag"], before.headers["etag"]);
 
     let index = get(&api, "/openapi/v3", &[]).await;
     let tag = index.headers["etag"].to_str().unwrap();

@@ -1,12 +1,9 @@
 //! What policies say beside yes and no: type checks in their status, and annotations of audit events.
 
-use std::future::Future;
-use std::time::Duration;
-
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::common::{Api, PATIENCE};
+use crate::common::{Api, until};
 use crate::custom_resources::{define, definition};
 
 const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
@@ -18,18 +15,6 @@ fn policy(group: &str, resource: &str, spec: Value) -> Value {
     spec["matchConstraints"] = json!({"resourceRules": [
         {"operations": ["*"], "apiGroups": [group], "apiVersions": ["v1"], "resources": [resource]}]});
     json!({"metadata": {"name": "p"}, "spec": spec})
-}
-
-async fn until<T, F: Future<Output = Option<T>>>(what: &str, attempt: impl Fn() -> F) -> T {
-    let attempts = async {
-        loop {
-            if let Some(found) = attempt().await {
-                return found;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, attempts).await.expect(what)
 }
 
 /// The type check of the policy as it is now.

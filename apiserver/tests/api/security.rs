@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::common::{Answer, Api, PATIENCE};
+use crate::common::{Answer, Api, PATIENCE, until};
 use apiserver::authn::keys::{SigningKey, key_set};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -367,22 +367,16 @@ async fn requests_leave_a_trail() {
     api.send(Method::GET, missing, &jane, Bytes::new())
         .await
         .refused(403, "Forbidden");
-    let wait = async {
-        loop {
-            let text = std::fs::read_to_string(&log).unwrap_or_default();
-            let events: Vec<Value> = text
-                .lines()
-                .map(|l| serde_json::from_str(l).unwrap())
-                .collect();
-            if events.iter().any(|e| e["objectRef"]["name"] == "missing") {
-                return events;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    };
-    let events = tokio::time::timeout(PATIENCE, wait)
-        .await
-        .expect("events are written");
+    let events = until("events are written", || async {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let events: Vec<Value> = text
+            .lines()
+            .map(|l| serde_json::from_str(l).unwrap())
+            .collect();
+        let complete = events.iter().any(|e| e["objectRef"]["name"] == "missing");
+        complete.then_some(events)
+    })
+    .await;
     let created = |name: &str| {
         let ours = |e: &&Value| {
             e["verb"] == "create"
@@ -492,18 +486,11 @@ async fn an_update_without_a_change_seals_anew() {
     let (before, after) = touch().await;
     assert_eq!(before, after);
     file(&directory, "encryption.yaml", &sealing(&["newer", "old"]));
-    let wait = async {
-        loop {
-            let (before, after) = touch().await;
-            if before != after {
-                return;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait)
-        .await
-        .expect("the secret is written with the new key");
+    until("the secret is written with the new key", || async {
+        let (before, after) = touch().await;
+        (before != after).then_some(())
+    })
+    .await;
     let (before, after) = touch().await;
     assert_eq!(before, after);
     assert_eq!(api.get(path).await.ok()["data"]["k"], "dg==");

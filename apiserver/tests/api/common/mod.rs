@@ -2,6 +2,7 @@
 
 #![allow(dead_code)]
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -27,6 +28,19 @@ use tokio_rustls::TlsConnector;
 
 /// How long anything that is waited for may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Tries until there is an answer; `what` is what was waited for in vain.
+pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, attempt: impl Fn() -> F) -> T {
+    let attempts = async {
+        loop {
+            if let Some(found) = attempt().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, attempts).await.expect(what)
+}
 
 pub struct Api {
     pub address: SocketAddr,
