@@ -146,8 +146,25 @@ impl Registry {
         call: &mut Call<'_>,
         options: &DeleteOptions,
     ) -> Result<Deleted> {
+        self.delete_for(target, Some(call), options).await
+    }
+
+    /// The same for what has been admitted as something else: an eviction.
+    pub async fn delete_admitted(
+        &self,
+        target: Target<'_>,
+        options: &DeleteOptions,
+    ) -> Result<Deleted> {
+        self.delete_for(target, None, options).await
+    }
+
+    async fn delete_for(
+        &self,
+        target: Target<'_>,
+        mut call: Option<&mut Call<'_>>,
+        options: &DeleteOptions,
+    ) -> Result<Deleted> {
         let key = target.storage_key();
-        let mut admitted = false;
         loop {
             let found = self.store.get(&key).await.map_err(store_error)?;
             let Some(kv) = found else {
@@ -157,7 +174,7 @@ impl Registry {
             let shown = target.served.storage.shown(&kv.key, &kv.value).await?;
             let current: Value = serde_json::from_slice(&shown).map_err(corrupt)?;
             check_preconditions(target, options, &current, kv.mod_revision)?;
-            if !std::mem::replace(&mut admitted, true) {
+            if let Some(call) = call.take() {
                 let mut nothing = Value::Null;
                 self.admit(Operation::Delete, target, call, &mut nothing, &current)
                     .await?;

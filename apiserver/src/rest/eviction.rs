@@ -49,7 +49,7 @@ pub async fn evict(exchange: &Exchange, served: &Arc<Served>, mut eviction: Valu
         let starts =
             pod["status"]["phase"] == "Pending" && object::deletion_timestamp(&pod).is_none();
         let as_seen = as_it_was(&options, &pod, starts);
-        match disrupt(registry, target, &mut call, as_seen).await {
+        match disrupt(registry, target, as_seen).await {
             Err(error)
                 if error.code == 409
                     && options.resource_version.is_none()
@@ -67,7 +67,7 @@ pub async fn evict(exchange: &Exchange, served: &Arc<Served>, mut eviction: Valu
         spend(exchange, budget, &pod, options.dry_run).await?;
     }
     // It must not have become ready since it was found not to be.
-    match disrupt(registry, target, &mut call, as_it_was(&options, &pod, free)).await {
+    match disrupt(registry, target, as_it_was(&options, &pod, free)).await {
         Err(error) if error.code == 409 && free && options.resource_version.is_none() => {
             Err(unsettled(&budget.unwrap_or_default()))
         }
@@ -88,7 +88,6 @@ fn as_it_was(options: &DeleteOptions, pod: &Value, asked: bool) -> DeleteOptions
 async fn disrupt(
     registry: &Registry,
     target: Target<'_>,
-    call: &mut Call<'_>,
     mut options: DeleteOptions,
 ) -> Result<()> {
     if !options.dry_run {
@@ -126,7 +125,7 @@ async fn disrupt(
             *version = marked.revision.to_string();
         }
     }
-    registry.delete(target, call, &options).await.map(drop)
+    registry.delete_admitted(target, &options).await.map(drop)
 }
 
 fn now() -> String {

@@ -1,11 +1,20 @@
 //! Evictions: what a budget allows, and what a pod says of its end.
 
-use crate::common::Api;
+use crate::common::{Api, until};
 use serde_json::{Value, json};
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
 const BUDGETS: &str = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
+const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1";
 const MERGE: &str = "merge";
+
+/// So that pods may be created.
+async fn default_account(api: &Api) {
+    let account = json!({"metadata": {"name": "default"}});
+    api.post("/api/v1/namespaces/default/serviceaccounts", &account)
+        .await
+        .ok();
+}
 
 /// A pod that runs on a node, so that it does not go at once.
 async fn running(api: &Api, name: &str) {
@@ -24,10 +33,7 @@ fn eviction(name: &str, options: Value) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_budget_is_asked_and_the_pod_says_why_it_goes() {
     let api = Api::start().await;
-    let account = json!({"metadata": {"name": "default"}});
-    api.post("/api/v1/namespaces/default/serviceaccounts", &account)
-        .await
-        .ok();
+    default_account(&api).await;
     for name in ["a", "b"] {
         running(&api, name).await;
     }
@@ -77,4 +83,34 @@ async fn a_budget_is_asked_and_the_pod_says_why_it_goes() {
     let path = format!("{BUDGETS}/b/status");
     api.patch(&path, MERGE, &healthy).await.ok();
     assert_eq!(evict("b", json!({})).await.code, 201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_eviction_is_admitted_not_the_delete() {
+    let api = Api::start().await;
+    default_account(&api).await;
+    let rules = json!([{"operations": ["DELETE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}]);
+    let policy = json!({"metadata": {"name": "keep"},
+        "spec": {"matchConstraints": {"resourceRules": rules}, "validations": [{"expression": "false"}]}});
+    api.post(&format!("{POLICIES}/validatingadmissionpolicies"), &policy)
+        .await
+        .ok();
+    let binding = json!({"metadata": {"name": "keep"}, "spec": {"policyName": "keep", "validationActions": ["Deny"]}});
+    api.post(
+        &format!("{POLICIES}/validatingadmissionpolicybindings"),
+        &binding,
+    )
+    .await
+    .ok();
+    running(&api, "a").await;
+    let tried = format!("{PODS}/a?dryRun=All");
+    until("the policy is known", || async {
+        (api.delete(&tried).await.code == 422).then_some(())
+    })
+    .await;
+    let path = format!("{PODS}/a/eviction");
+    let evicted = api.post(&path, &eviction("a", json!({}))).await;
+    assert_eq!(evicted.code, 201, "{}", evicted.body);
+    let going = api.get(&format!("{PODS}/a")).await.ok();
+    assert!(going["metadata"]["deletionTimestamp"].is_string());
 }
