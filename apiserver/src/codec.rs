@@ -107,7 +107,7 @@ fn splice_point(stored: &[u8]) -> Option<usize> {
 /// A value of the store in the form that we would have stored: as it is if we have, else brought from what a Kubernetes
 /// API server stores (protobuf, another key order, another version of the kind).
 pub fn adopt(stored: &Bytes, resource: &Resource) -> Result<Bytes, Unreadable> {
-    if is_ours(stored, resource) {
+    if after_type(stored, resource).is_some() {
         return Ok(stored.clone());
     }
     let version = resource.api_version();
@@ -138,8 +138,21 @@ pub fn adopt(stored: &Bytes, resource: &Resource) -> Result<Bytes, Unreadable> {
     Ok(encode(&value))
 }
 
-/// Whether a stored document begins as [`encode`] begins one of this kind.
-fn is_ours(stored: &[u8], resource: &Resource) -> bool {
+/// An object as it stands in a list of its kind, which says for all of them what they are: without apiVersion and kind.
+/// From after its opening brace on.
+pub fn list_item(document: &Bytes, resource: &Resource) -> Result<Bytes, serde_json::Error> {
+    if let Some(metadata) = after_type(document, resource) {
+        return Ok(document.slice(metadata..));
+    }
+    let mut value: Map<String, Value> = serde_json::from_slice(document)?;
+    value.retain(|key, _| !matches!(key.as_str(), "apiVersion" | "kind"));
+    let mut out = Vec::with_capacity(document.len());
+    json::write(&mut out, &Value::Object(value));
+    Ok(Bytes::from(out).slice(1..))
+}
+
+/// Where the metadata begin in a stored document, if it begins as [`encode`] begins one of this kind.
+fn after_type(stored: &[u8], resource: &Resource) -> Option<usize> {
     let rest = stored.strip_prefix(b"{\"apiVersion\":\"");
     let rest = match resource.group.is_empty() {
         true => rest,
@@ -147,11 +160,13 @@ fn is_ours(stored: &[u8], resource: &Resource) -> bool {
             .and_then(|rest| rest.strip_prefix(resource.group.as_bytes()))
             .and_then(|rest| rest.strip_prefix(b"/")),
     };
-    rest.and_then(|rest| rest.strip_prefix(resource.version.as_bytes()))
+    let rest = rest
+        .and_then(|rest| rest.strip_prefix(resource.version.as_bytes()))
         .and_then(|rest| rest.strip_prefix(b"\",\"kind\":\""))
         .and_then(|rest| rest.strip_prefix(resource.kind.as_bytes()))
         .and_then(|rest| rest.strip_prefix(b"\","))
-        .is_some_and(|rest| rest.starts_with(METADATA))
+        .filter(|rest| rest.starts_with(METADATA))?;
+    Some(stored.len() - rest.len())
 }
 
 /// The served form of a stored document at a revision. `None` if it is not JSON at all.
@@ -290,6 +305,29 @@ mod tests {
         for bad in [&b"k8s\0\x0a\x7f"[..], b"[]", b"", b"{"] {
             assert!(adopt(&Bytes::from_static(bad), pods).is_err());
         }
+    }
+
+    #[test]
+    fn items_of_lists_have_no_type() {
+        let pods = resource("", "pods");
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"kind": "x"}});
+        let ours = encode(&pod);
+        let item = list_item(&ours, pods).unwrap();
+        assert_eq!(
+            &item[..],
+            br#""metadata":{"name":"p"},"spec":{"kind":"x"}}"#
+        );
+        assert_eq!(item.as_ptr_range().end, ours.as_ptr_range().end);
+        // Another order, another version: the same, only not for nothing.
+        for other in [
+            r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"p"},"spec":{"kind":"x"}}"#,
+            r#"{"apiVersion":"v2","kind":"Pod","metadata":{"name":"p"},"spec":{"kind":"x"}}"#,
+            r#"{"metadata":{"name":"p"},"spec":{"kind":"x"}}"#,
+        ] {
+            assert_eq!(list_item(&Bytes::from(other), pods).unwrap(), item);
+        }
+        assert_eq!(&list_item(&Bytes::from("{}"), pods).unwrap()[..], b"}");
+        assert!(list_item(&Bytes::from("[]"), pods).is_err());
     }
 
     #[test]

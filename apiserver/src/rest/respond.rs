@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use crate::body::{Body, Reply};
 use crate::cache::Object;
+use crate::codec;
 use crate::negotiate::{Accept, Format, Shape};
 use crate::query::Query;
 use crate::registry::decode;
@@ -172,12 +173,9 @@ pub(super) struct Glue {
     pub tail: &'static [u8],
 }
 
+/// Items come without their opening brace.
 const JSON_LIST: Glue = Glue {
-    before: |out, first, _| {
-        if !first {
-            out.push(b',');
-        }
-    },
+    before: |out, first, _| out.extend_from_slice(if first { b"{" } else { b",{" }),
     tail: b"]}\n",
 };
 
@@ -280,10 +278,17 @@ impl Presenter<'_> {
         head.extend_from_slice(b",\"metadata\":");
         json::write(&mut head, &metadata);
         head.extend_from_slice(b",\"items\":[");
+        // As Kubernetes' types have it: only what has none says of itself what it is.
+        let typed = self.accept.shape == Shape::Plain && self.served.message().is_some();
+        let item = |object| match typed {
+            true => codec::list_item(&self.bytes(object)?, &self.served.resource)
+                .map_err(Status::internal),
+            false => Ok(self.item(object)?.slice(1..)),
+        };
         let items = list
             .objects
             .iter()
-            .map(|object| self.item(object))
+            .map(|object| item(object))
             .collect::<Result<Vec<_>>>()?;
         let length: usize = items.iter().map(Bytes::len).sum();
         if self.accept.format != Format::Json {
@@ -390,14 +395,12 @@ impl Presenter<'_> {
 }
 
 fn join(mut head: Vec<u8>, items: &[Bytes], length: usize) -> Vec<u8> {
-    head.reserve_exact(length + items.len() + 3);
+    head.reserve_exact(length + 2 * items.len() + JSON_LIST.tail.len());
     for (index, item) in items.iter().enumerate() {
-        if index > 0 {
-            head.push(b',');
-        }
+        (JSON_LIST.before)(&mut head, index == 0, item);
         head.extend_from_slice(item);
     }
-    head.extend_from_slice(b"]}\n");
+    head.extend_from_slice(JSON_LIST.tail);
     head
 }
 

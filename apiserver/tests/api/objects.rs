@@ -1,6 +1,7 @@
 //! The verbs on objects: what is created is read, changed, listed and deleted as Kubernetes does it.
 
 use crate::common::Api;
+use crate::custom_resources::{define, definition};
 use serde_json::{Value, json};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
@@ -537,4 +538,50 @@ async fn services_get_addresses_and_ports_of_their_own() {
     api.restart().await;
     let again = service("d", json!({"clusterIP": ip, "ports": ports}));
     api.post(all, &again).await.refused(422, "Invalid");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn items_of_a_list_say_what_they_are_only_where_the_list_does_not() {
+    let api = Api::start().await;
+    for name in ["a", "b"] {
+        api.post(MAPS, &map(name)).await.ok();
+    }
+    define(&api, &definition("widgets", "Widget")).await;
+    let widgets = "/apis/example.com/v1/namespaces/default/widgets";
+    let widget =
+        json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w"}});
+    api.post(widgets, &widget).await.ok();
+    let list = api.get(MAPS).await.ok();
+    assert_eq!(list["kind"], "ConfigMapList");
+    for (item, name) in list["items"].as_array().unwrap().iter().zip(["a", "b"]) {
+        let mut whole = api.get(&format!("{MAPS}/{name}")).await.ok();
+        whole
+            .as_object_mut()
+            .unwrap()
+            .retain(|key, _| key != "apiVersion" && key != "kind");
+        assert_eq!(*item, whole);
+    }
+    // A custom resource has no type that others know.
+    let custom = api.get(widgets).await.ok();
+    assert_eq!(
+        custom["items"][0],
+        api.get(&format!("{widgets}/w")).await.ok()
+    );
+    // In a version that is not the stored one.
+    let scalers = "namespaces/default/horizontalpodautoscalers";
+    let scaler = json!({"metadata": {"name": "h"}, "spec": {"maxReplicas": 2, "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"}}});
+    api.post(&format!("/apis/autoscaling/v2/{scalers}"), &scaler)
+        .await
+        .ok();
+    let list = api
+        .get(&format!("/apis/autoscaling/v1/{scalers}"))
+        .await
+        .ok();
+    assert_eq!(list["apiVersion"], "autoscaling/v1");
+    let item = &list["items"][0];
+    assert!(
+        item.get("kind").is_none() && item.get("apiVersion").is_none(),
+        "{item}"
+    );
+    assert_eq!(item["spec"]["maxReplicas"], 2);
 }
