@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::{
     ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::Api;
 
@@ -78,6 +79,8 @@ informers! {
     /// Only those named `kube-root-ca.crt`.
     root_ca_maps: ConfigMap = |b| b.fields("metadata.name=kube-root-ca.crt"), |c, ns| Api::namespaced(c, ns);
     endpoints: Endpoints = |b| b.trim(|e| trim_applied(&mut e.metadata)), |c, ns| Api::namespaced(c, ns);
+    service_cidrs: ServiceCIDR = |b| b, |c, _| Api::all(c);
+    ip_addresses: IPAddress = |b| b, |c, _| Api::all(c);
     /// EndpointSlices, indexed by [`SERVICE`].
     endpoint_slices: EndpointSlice = |b| b.trim(|e| trim_applied(&mut e.metadata)).index(SERVICE, service_of), |c, ns| Api::namespaced(c, ns);
 }

@@ -36,6 +36,7 @@ pub mod podgc;
 pub mod replicaset;
 pub mod resourcequota;
 pub mod serviceaccount;
+pub mod servicecidr;
 pub mod statefulset;
 pub mod storageprotection;
 pub mod tainteviction;
@@ -114,6 +115,9 @@ pub const CONTROLLERS: &[(&str, Start)] = &[
     }),
     ("root-ca-certificate-publisher-controller", |c, t| {
         Box::pin(serviceaccount::run_root_ca(c, t))
+    }),
+    ("service-cidr-controller", |c, t| {
+        Box::pin(servicecidr::run(c, t))
     }),
     ("serviceaccount-controller", |c, t| {
         Box::pin(serviceaccount::run(c, t))

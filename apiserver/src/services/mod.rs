@@ -21,6 +21,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
+use crate::cache::Selection;
 use crate::config::Config;
 use crate::registry::table::Served;
 use crate::registry::{Registry, Reservation, Reserver};
@@ -289,15 +290,18 @@ impl Services {
         let given = given.unwrap_or_default();
         let mut ips: Vec<String> = Vec::new();
         for (i, wanted) in wanted.unwrap_or_default().iter().enumerate() {
-            let range = self.ranges.iter().find(|r| wanted == families::family(**r));
             let asked = given.get(i).and_then(Value::as_str).unwrap_or_default();
+            let range = self.ranges.iter().find(|r| wanted == families::family(**r));
             let ip = match range {
-                Some(range) if asked.is_empty() => {
-                    self.any_address(registry, service, *range, taken).await?
-                }
                 Some(range) => {
-                    self.given_address(registry, service, (asked, *range), held, taken)
-                        .await?
+                    let ranges = with_further(registry, *range).await?;
+                    match asked {
+                        "" => self.any_address(registry, service, &ranges, taken).await?,
+                        _ => {
+                            self.given_address(registry, service, (asked, &ranges), held, taken)
+                                .await?
+                        }
+                    }
                 }
                 // A family that the cluster has given up: its address stays.
                 None => match asked.parse() {
@@ -316,16 +320,18 @@ impl Services {
         &self,
         registry: &Registry,
         service: &Value,
-        range: Cidr,
+        ranges: &[Cidr],
         taken: &mut Taken,
     ) -> Result<std::net::IpAddr> {
-        for ip in addresses::candidates(registry, range).await? {
-            if taken.take(registry, Claim::Address(ip), service).await? {
-                return Ok(ip);
+        for range in ranges {
+            for ip in addresses::candidates(registry, *range).await? {
+                if taken.take(registry, Claim::Address(ip), service).await? {
+                    return Ok(ip);
+                }
             }
         }
         Err(Status::internal(format!(
-            "failed to allocate a serviceIP for Service {:?}: range {range} is full",
+            "failed to allocate a serviceIP for Service {:?}: range is full",
             object::name(service),
         )))
     }
@@ -334,7 +340,7 @@ impl Services {
         &self,
         registry: &Registry,
         service: &Value,
-        (given, range): (&str, Cidr),
+        (given, ranges): (&str, &[Cidr]),
         held: &[Claim],
         taken: &mut Taken,
     ) -> Result<std::net::IpAddr> {
@@ -351,10 +357,8 @@ impl Services {
         if held.contains(&claim) {
             return Ok(ip);
         }
-        if !range.contains(ip) {
-            return refuse(format!(
-                "the provided IP ({given}) is not in the valid range. The range of valid IPs is {range}"
-            ));
+        if !ranges.iter().any(|range| range.contains(ip)) {
+            return refuse("the provided network does not match the current range".into());
         }
         if !taken.take(registry, claim, service).await? {
             return refuse("provided IP is already allocated".into());
@@ -440,6 +444,38 @@ impl Services {
             }
         }
     }
+}
+
+/// The range that the flags give to a family, then those of the ServiceCIDRs: of which are ready, and stay.
+async fn with_further(registry: &Registry, range: Cidr) -> Result<Vec<Cidr>> {
+    let all = registry
+        .list("networking.k8s.io", "servicecidrs", &Selection::default())
+        .await?;
+    let mut ranges = vec![range];
+    for object in all {
+        for further in ready_ranges(&object.value()) {
+            if further.is_ipv4() == range.is_ipv4() && !ranges.contains(&further) {
+                ranges.push(further);
+            }
+        }
+    }
+    Ok(ranges)
+}
+
+/// What a ServiceCIDR has to give.
+fn ready_ranges(object: &Value) -> Vec<Cidr> {
+    let mut conditions = object["status"]["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten();
+    let ready = conditions.any(|c| c["type"] == "Ready" && c["status"] == "True");
+    if !ready || object::deletion_timestamp(object).is_some() {
+        return Vec::new();
+    }
+    let cidrs = object["spec"]["cidrs"].as_array().into_iter().flatten();
+    cidrs
+        .filter_map(|cidr| cidr.as_str()?.parse().ok())
+        .collect()
 }
 
 fn invalid(service: &Value, error: Error) -> Status {

@@ -1,6 +1,6 @@
 //! The verbs on objects: what is created is read, changed, listed and deleted as Kubernetes does it.
 
-use crate::common::Api;
+use crate::common::{Answer, Api};
 use crate::custom_resources::{define, definition};
 use serde_json::{Value, json};
 
@@ -492,7 +492,7 @@ async fn services_get_addresses_and_ports_of_their_own() {
         api.post(all, &outside)
             .await
             .refused(422, "Invalid")
-            .contains("not in the valid range")
+            .contains("the provided network does not match the current range")
     );
     let port = first["spec"]["ports"][0]["nodePort"].clone();
     let same = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]});
@@ -584,4 +584,40 @@ async fn items_of_a_list_say_what_they_are_only_where_the_list_does_not() {
         "{item}"
     );
     assert_eq!(item["spec"]["maxReplicas"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn further_ranges_give_addresses_while_they_are_ready() {
+    // Room for one Service beside `kubernetes`.
+    let api = Api::start_with(&["--service-cluster-ip-range", "10.7.0.0/30"]).await;
+    let services = "/api/v1/namespaces/default/services";
+    let cidrs = "/apis/networking.k8s.io/v1/servicecidrs";
+    let create = async |name: &str, ip: Value| {
+        let service =
+            json!({"metadata": {"name": name}, "spec": {"clusterIP": ip, "ports": [{"port": 80}]}});
+        api.post(services, &service).await
+    };
+    create("a", Value::Null).await.ok();
+    let full = create("b", Value::Null).await;
+    assert!(full.refused(500, "InternalError").contains("range is full"));
+    let further = json!({"metadata": {"name": "further", "finalizers": ["example.com/kept"]}, "spec": {"cidrs": ["10.8.0.0/28"]}});
+    api.post(cidrs, &further).await.ok();
+    let outside = |answer: Answer| {
+        let why = answer.refused(422, "Invalid").to_owned();
+        assert!(why.contains("the provided network does not match"), "{why}");
+    };
+    outside(create("b", json!("10.8.0.5")).await);
+    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "", "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+    let path = format!("{cidrs}/further");
+    api.patch(&format!("{path}/status"), "merge", &ready)
+        .await
+        .ok();
+    create("b", json!("10.8.0.5")).await.ok();
+    let other = create("c", Value::Null).await.ok();
+    let ip = other["spec"]["clusterIP"].as_str().unwrap();
+    assert!(ip.starts_with("10.8.0.") && ip != "10.8.0.5", "{ip}");
+    // One that goes gives nothing more.
+    api.delete(&path).await.ok();
+    outside(create("d", json!("10.8.0.6")).await);
 }
