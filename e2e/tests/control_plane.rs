@@ -110,6 +110,17 @@ spec:
     Ok(())
 }
 
+fn components_are_well(tool: &Tool) -> Result<()> {
+    let list = tool.json(&["get", "componentstatuses"])?;
+    for name in ["controller-manager", "scheduler", "etcd-0"] {
+        let mut all = list["items"].as_array().into_iter().flatten();
+        let found = all.find(|status| status["metadata"]["name"] == name);
+        let condition = found.map(|status| &status["conditions"][0]);
+        ensure!(condition.is_some_and(|c| c["status"] == "True"), "{list}");
+    }
+    Ok(())
+}
+
 fn holder(tool: &Tool) -> Result<String> {
     let lease = tool.json(&[
         "-n",
@@ -180,6 +191,7 @@ fn the_plane_does_its_work() -> Result<()> {
         },
     )?;
     let kubectl = cluster.kubectl();
+    components_are_well(&kubectl)?;
     unschedulable_pods_say_why(&kubectl)?;
     owners_take_their_dependents(&kubectl)?;
     namespaces_empty_themselves(&kubectl)?;

@@ -6,6 +6,7 @@ mod kubeconfig;
 pub mod webhook;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -25,6 +26,8 @@ pub use dial::ServicePort;
 
 use dial::Dialer;
 use kubeconfig::Credentials;
+
+use crate::server::tls;
 
 const MAX_ANSWER: usize = 64 << 20;
 const IDLE: Duration = Duration::from_secs(90);
@@ -116,6 +119,36 @@ impl Client {
             pool: pool(config, None, dialer, protocols),
             base: None,
             credentials: Credentials::None,
+        }
+    }
+
+    /// For servers whose certificates nobody vouches for.
+    #[must_use]
+    pub fn unverified() -> Self {
+        let config = ClientConfig::builder()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(tls::Unverified::default()))
+            .with_no_client_auth();
+        Self {
+            pool: pool(config, None, Dialer::default(), Protocols::All),
+            base: None,
+            credentials: Credentials::None,
+        }
+    }
+
+    /// What a health check says: `Ok` if the server is well, in its own words either way.
+    pub async fn probe(&self, url: &'static str, timeout: Duration) -> Result<String, String> {
+        let uri = Uri::from_static(url);
+        match self.exchange(Method::GET, uri, Bytes::new(), timeout).await {
+            Ok((code, said)) if code.is_success() || code.is_redirection() => {
+                Ok(String::from_utf8_lossy(&said).into_owned())
+            }
+            Ok((code, _)) => Err(format!(
+                "HTTP probe failed with statuscode: {}",
+                code.as_u16()
+            )),
+            Err(Unanswered::Late) => Err(format!("Get {url:?}: no answer in time")),
+            Err(Unanswered::Broken(why, _)) => Err(format!("Get {url:?}: {why}")),
         }
     }
 

@@ -621,3 +621,26 @@ async fn further_ranges_give_addresses_while_they_are_ready() {
     api.delete(&path).await.ok();
     outside(create("d", json!("10.8.0.6")).await);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn component_statuses() {
+    let api = Api::start().await;
+    let all = "/api/v1/componentstatuses";
+    let list = api.get(all).await.ok();
+    let names: Vec<_> = list["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| s["metadata"]["name"].clone())
+        .collect();
+    assert_eq!(names, ["controller-manager", "scheduler", "etcd-0"]);
+    let store = api.get(&format!("{all}/etcd-0")).await.ok();
+    let well = json!([{"type": "Healthy", "status": "True", "message": "ok"}]);
+    assert_eq!(
+        (&store["kind"], &store["conditions"]),
+        (&json!("ComponentStatus"), &well)
+    );
+    api.get(&format!("{all}/other"))
+        .await
+        .refused(404, "NotFound");
+}
