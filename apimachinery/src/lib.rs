@@ -7,8 +7,8 @@
 //!
 //! Start reading at [`resource`] (the table of kinds), then [`schema`]. Around them:
 //!
-//! - [`object`] reads and writes the fields that all objects share; [`names`], [`time`] and [`quantity`] are the
-//!   small formats inside them;
+//! - [`object`] reads and writes the fields that all objects share; [`names`], [`time`], [`quantity`] and [`cron`] are
+//!   the small formats inside them;
 //! - [`decode`] turns JSON bytes into documents and [`json`] writes them, [`protobuf`] is the other wire format, [`patch`] changes them, [`convert`] takes the few kinds that have two
 //!   shapes from one to the other, [`validation`] checks metadata;
 //! - [`managed`] says who owns which field, and merges by it (server-side apply);
@@ -19,6 +19,7 @@
 //! Nothing here does I/O, reads a clock or is async. The rules and messages follow Kubernetes 1.36.
 
 pub mod convert;
+pub mod cron;
 pub mod decode;
 pub mod discovery;
 pub mod field;

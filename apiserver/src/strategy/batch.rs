@@ -1,5 +1,6 @@
 //! Jobs and cron jobs.
 
+use apimachinery::cron::{self, Schedule};
 use apimachinery::field::{Error, ErrorList, Path};
 use apimachinery::names;
 use serde_json::{Value, json};
@@ -353,23 +354,11 @@ impl Strategy for CronJob {
         checks.done()
     }
 
-    fn validate_update(&self, _context: &Context<'_>, object: &Value, _old: &Value) -> ErrorList {
+    fn validate_update(&self, _context: &Context<'_>, object: &Value, old: &Value) -> ErrorList {
         let mut checks = Checks::default();
         let path = Path::new("spec");
         let spec = &object["spec"];
-        let at = path.child("schedule");
-        match text(spec, "schedule") {
-            "" => checks.required(&at, ""),
-            schedule if schedule.contains("TZ") => {
-                let why = "cannot use TZ or CRON_TZ in schedule, use timeZone field instead";
-                checks.invalid(&at, schedule, why);
-            }
-            schedule => {
-                if let Err(why) = check_schedule(schedule) {
-                    checks.invalid(&at, schedule, &why);
-                }
-            }
-        }
+        schedule(&mut checks, spec, &old["spec"], &path.child("schedule"));
         for field in [
             "startingDeadlineSeconds",
             "successfulJobsHistoryLimit",
@@ -377,9 +366,7 @@ impl Strategy for CronJob {
         ] {
             checks.not_negative(spec, field, &path);
         }
-        if let Some(zone) = spec.get("timeZone").and_then(Value::as_str) {
-            time_zone(&mut checks, zone, &path.child("timeZone"));
-        }
+        changed_time_zone(&mut checks, spec, &old["spec"], &path.child("timeZone"));
         let policy = text(spec, "concurrencyPolicy");
         checks.one_of(
             &path.child("concurrencyPolicy"),
@@ -409,162 +396,61 @@ impl Strategy for CronJob {
     }
 }
 
-fn time_zone(checks: &mut Checks, zone: &str, path: &Path) {
+/// Zones are a field of their own now; what has one in its schedule from before that may keep it.
+fn schedule(checks: &mut Checks, spec: &Value, old: &Value, path: &Path) {
+    let schedule = text(spec, "schedule");
+    if schedule.is_empty() {
+        checks.required(path, "");
+        return;
+    }
+    if let Err(why) = Schedule::parse(schedule) {
+        checks.invalid(path, schedule, &why);
+    }
+    if !schedule.contains("TZ") {
+        return;
+    }
+    if !text(old, "schedule").contains("TZ") {
+        let why = "cannot use TZ or CRON_TZ in schedule, use timeZone field instead";
+        checks.invalid(path, schedule, why);
+    } else if given(spec, "timeZone").is_some() {
+        let why = "cannot use both timeZone field and TZ or CRON_TZ in schedule";
+        checks.invalid(path, schedule, why);
+    }
+}
+
+fn changed_time_zone(checks: &mut Checks, spec: &Value, old: &Value, path: &Path) {
+    let Some(zone) = given(spec, "timeZone").and_then(Value::as_str) else {
+        return;
+    };
+    if old["timeZone"] == zone {
+        return;
+    }
     let part = |p: &str| {
         let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '+' | '-');
-        !matches!(p, "." | "..") && !p.starts_with('-') && !p.is_empty() && p.chars().all(valid)
+        let right_length = (1..=14).contains(&p.len());
+        !matches!(p, "." | "..") && !p.starts_with('-') && right_length && p.chars().all(valid)
     };
     if zone.is_empty() {
         checks.invalid(path, zone, "timeZone must be nil or non-empty string");
     } else if !zone.split('/').all(part) {
         checks.invalid(path, zone, &format!("unknown time zone {zone}"));
-    } else if zone.eq_ignore_ascii_case("local") {
-        let why =
-            "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones";
-        checks.invalid(path, zone, why);
-    }
-}
-
-/// The five fields of a cron schedule, or one of its names (`@hourly`, `@every 5m`).
-fn check_schedule(schedule: &str) -> Result<(), String> {
-    const NAMED: [&str; 7] = [
-        "@yearly",
-        "@annually",
-        "@monthly",
-        "@weekly",
-        "@daily",
-        "@midnight",
-        "@hourly",
-    ];
-    const MONTHS: [&str; 12] = [
-        "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
-    ];
-    const DAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
-    if let Some(duration) = schedule.strip_prefix("@every ") {
-        let sound = duration.ends_with(|c: char| c.is_ascii_alphabetic())
-            && duration.starts_with(|c: char| c.is_ascii_digit());
-        return if sound {
-            Ok(())
-        } else {
-            Err(format!(
-                "failed to parse duration {schedule}: time: invalid duration {duration:?}"
-            ))
-        };
-    }
-    if schedule.starts_with('@') {
-        return if NAMED.contains(&schedule) {
-            Ok(())
-        } else {
-            Err(format!("unrecognized descriptor: {schedule}"))
-        };
-    }
-    let fields: Vec<&str> = schedule.split_whitespace().collect();
-    if fields.len() != 5 {
-        return Err(format!(
-            "expected exactly 5 fields, found {}: [{}]",
-            fields.len(),
-            fields.join(" ")
-        ));
-    }
-    let bounds: [(u32, u32, &[&str], u32); 5] = [
-        (0, 59, &[], 0),
-        (0, 23, &[], 0),
-        (1, 31, &[], 0),
-        (1, 12, &MONTHS, 1),
-        (0, 6, &DAYS, 0),
-    ];
-    for (field, (low, high, names, first)) in fields.iter().zip(bounds) {
-        for range in field.split(',') {
-            check_range(range, low, high, names, first)?;
+    } else {
+        if zone.eq_ignore_ascii_case("local") {
+            let why = "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones";
+            checks.invalid(path, zone, why);
+        }
+        // "Local" itself Go knows.
+        if let Err(why) = cron::time_zone(zone)
+            && zone != "Local"
+        {
+            checks.invalid(path, zone, &why);
         }
     }
-    Ok(())
-}
-
-fn check_range(range: &str, low: u32, high: u32, names: &[&str], first: u32) -> Result<(), String> {
-    let number = |text: &str| -> Result<u32, String> {
-        if let Some(at) = names.iter().position(|n| n.eq_ignore_ascii_case(text)) {
-            return Ok(at as u32 + first);
-        }
-        text.parse().map_err(|_| {
-            format!(
-                "failed to parse int from {text}: strconv.Atoi: parsing {text:?}: invalid syntax"
-            )
-        })
-    };
-    let (span, step) = range
-        .split_once('/')
-        .map_or((range, None), |(span, step)| (span, Some(step)));
-    let (start, end) = match span.split_once('-') {
-        _ if matches!(span, "*" | "?") => (low, high),
-        Some((start, end)) => (number(start)?, number(end)?),
-        None => {
-            let start = number(span)?;
-            (start, if step.is_some() { high } else { start })
-        }
-    };
-    if let Some(step) = step
-        && number(step)? == 0
-    {
-        return Err(format!(
-            "step of range should be a positive number: {range}"
-        ));
-    }
-    if start < low {
-        return Err(format!(
-            "beginning of range ({start}) below minimum ({low}): {range}"
-        ));
-    }
-    if end > high {
-        return Err(format!(
-            "end of range ({end}) above maximum ({high}): {range}"
-        ));
-    }
-    if start > end {
-        return Err(format!(
-            "beginning of range ({start}) beyond end of range ({end}): {range}"
-        ));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn schedules() {
-        for good in [
-            "* * * * *",
-            "*/5 0-6,12 1 jan-mar MON",
-            "@hourly",
-            "@every 1h30m",
-            "0 0 ? * 6",
-            "5/10 * * * *",
-        ] {
-            assert_eq!(check_schedule(good), Ok(()), "{good}");
-        }
-        for (bad, want) in [
-            ("* * * *", "expected exactly 5 fields, found 4: [* * * *]"),
-            ("60 * * * *", "end of range (60) above maximum (59): 60"),
-            ("* * 0 * *", "beginning of range (0) below minimum (1): 0"),
-            (
-                "5-1 * * * *",
-                "beginning of range (5) beyond end of range (1): 5-1",
-            ),
-            (
-                "*/0 * * * *",
-                "step of range should be a positive number: */0",
-            ),
-            (
-                "x * * * *",
-                "failed to parse int from x: strconv.Atoi: parsing \"x\": invalid syntax",
-            ),
-            ("@never", "unrecognized descriptor: @never"),
-        ] {
-            assert_eq!(check_schedule(bad).unwrap_err(), want);
-        }
-    }
 
     #[test]
     fn jobs_get_defaults_and_a_selector() {
@@ -583,5 +469,73 @@ mod tests {
         let mut parallel = json!({"spec": {"parallelism": 3}});
         Job.default(&mut parallel);
         assert!(parallel["spec"]["completions"].is_null());
+    }
+
+    #[test]
+    fn schedules_and_their_time_zones() {
+        let spec = |schedule: &str, zone: Value| json!({"schedule": schedule, "timeZone": zone});
+        let hourly = || spec("@hourly", Value::Null);
+        let prefixed = || spec("TZ=UTC 0 * * * *", Value::Null);
+        for (new, old, want) in [
+            (hourly(), Value::Null, &[][..]),
+            (spec("0 * * * *", json!("Europe/Rome")), Value::Null, &[]),
+            (
+                spec("60 * * * *", Value::Null),
+                Value::Null,
+                &["end of range (60)"],
+            ),
+            (prefixed(), Value::Null, &["cannot use TZ"]),
+            (prefixed(), hourly(), &["cannot use TZ"]),
+            (prefixed(), prefixed(), &[]),
+            (
+                spec("TZ=UTC 0 * * * *", json!("UTC")),
+                prefixed(),
+                &["cannot use both"],
+            ),
+            (
+                spec("TZ=0", Value::Null),
+                Value::Null,
+                &["invalid schedule format", "cannot use TZ"],
+            ),
+            (
+                spec("@hourly", json!("")),
+                Value::Null,
+                &["must be nil or non-empty"],
+            ),
+            (
+                spec("@hourly", json!("Mars/Base")),
+                Value::Null,
+                &["unknown time zone Mars/Base"],
+            ),
+            (
+                spec("@hourly", json!("europe/rome")),
+                Value::Null,
+                &["unknown time zone europe/rome"],
+            ),
+            (
+                spec("@hourly", json!("../UTC")),
+                Value::Null,
+                &["unknown time zone ../UTC"],
+            ),
+            (
+                spec("@hourly", json!("local")),
+                Value::Null,
+                &["must be an explicit time zone", "unknown time zone local"],
+            ),
+            // What was stored with a zone that is not known here can still be changed.
+            (
+                spec("@daily", json!("Mars/Base")),
+                spec("@hourly", json!("Mars/Base")),
+                &[],
+            ),
+        ] {
+            let mut checks = Checks::default();
+            let path = Path::new("spec");
+            schedule(&mut checks, &new, &old, &path.child("schedule"));
+            changed_time_zone(&mut checks, &new, &old, &path.child("timeZone"));
+            let got: Vec<String> = checks.0.iter().map(ToString::to_string).collect();
+            let all = got.len() == want.len() && got.iter().zip(want).all(|(g, w)| g.contains(w));
+            assert!(all, "{new} {old}: {got:?}");
+        }
     }
 }
