@@ -7,7 +7,7 @@ use k8s_openapi::api::apps::v1::{
     ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet,
 };
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
@@ -59,6 +59,7 @@ informers! {
     controller_revisions: ControllerRevision = |b| b.trim(|r| trim_applied(&mut r.metadata)).index(CONTROLLER, meta::controller_index), |c, ns| Api::namespaced(c, ns);
     deployments: Deployment = |b| b.trim(|d| trim_applied(&mut d.metadata)), |c, ns| Api::namespaced(c, ns);
     horizontal_pod_autoscalers: HorizontalPodAutoscaler = |b| b.trim(|a| trim_applied(&mut a.metadata)), |c, ns| Api::namespaced(c, ns);
+    cron_jobs: CronJob = |b| b.trim(|c| trim_applied(&mut c.metadata)), |c, ns| Api::namespaced(c, ns);
     jobs: Job = |b| b.trim(|j| trim_applied(&mut j.metadata)).index(CONTROLLER, meta::controller_index), |c, ns| Api::namespaced(c, ns);
     nodes: Node = |b| b.trim(trim_node), |c, _| Api::all(c);
     namespaces: Namespace = |b| b.trim(|n| trim_applied(&mut n.metadata)), |c, _| Api::all(c);

@@ -22,6 +22,7 @@ pub mod pods;
 pub mod bootstrap;
 pub mod certificates;
 pub mod clusterroleaggregation;
+pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;
 pub mod endpoints;
@@ -69,6 +70,7 @@ pub const CONTROLLERS: &[(&str, Start)] = &[
     ("clusterrole-aggregation-controller", |c, t| {
         Box::pin(clusterroleaggregation::run(c, t))
     }),
+    ("cronjob-controller", |c, t| Box::pin(cronjob::run(c, t))),
     ("daemonset-controller", |c, t| {
         Box::pin(daemonset::run(c, t))
     }),
