@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::Api;
 
@@ -67,6 +68,7 @@ informers! {
     node_leases: Lease = |b| b.fields("metadata.namespace=kube-node-lease"), |c, ns| Api::namespaced(c, ns);
     cluster_roles: ClusterRole = |b| b.trim(|r| trim_applied(&mut r.metadata)), |c, _| Api::all(c);
     resource_quotas: ResourceQuota = |b| b.trim(|q| trim_applied(&mut q.metadata)), |c, ns| Api::namespaced(c, ns);
+    pod_disruption_budgets: PodDisruptionBudget = |b| b.trim(|p| trim_applied(&mut p.metadata)), |c, ns| Api::namespaced(c, ns);
     persistent_volumes: PersistentVolume = |b| b.trim(|v| trim_applied(&mut v.metadata)), |c, _| Api::all(c);
     persistent_volume_claims: PersistentVolumeClaim = |b| b.trim(|p| trim_applied(&mut p.metadata)), |c, ns| Api::namespaced(c, ns);
     stateful_sets: StatefulSet = |b| b.trim(|s| trim_applied(&mut s.metadata)), |c, ns| Api::namespaced(c, ns);

@@ -18,6 +18,7 @@ pub mod informers;
 pub mod meta;
 pub mod ownership;
 pub mod pods;
+pub mod scale;
 
 pub mod bootstrap;
 pub mod certificates;
@@ -25,6 +26,7 @@ pub mod clusterroleaggregation;
 pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;
+pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod garbagecollector;
@@ -76,6 +78,9 @@ pub const CONTROLLERS: &[(&str, Start)] = &[
     }),
     ("deployment-controller", |c, t| {
         Box::pin(deployment::run(c, t))
+    }),
+    ("disruption-controller", |c, t| {
+        Box::pin(disruption::run(c, t))
     }),
     ("endpoints-controller", |c, t| {
         Box::pin(endpoints::run(c, t))

@@ -8,7 +8,6 @@ pub mod behavior;
 pub mod calculate;
 pub mod metrics;
 mod proposal;
-mod target;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,9 +29,9 @@ use parking_lot::Mutex;
 
 use crate::frame::{Context, Result, WORKERS, work};
 use crate::meta;
+use crate::scale::Targets;
 use behavior::{History, Limits, decide};
 use calculate::{Startup, Tolerances};
-use target::Targets;
 
 /// What the flags decide about autoscaling.
 #[derive(Debug, Clone)]

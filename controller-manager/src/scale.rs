@@ -1,9 +1,10 @@
-//! The `scale` subresource of whatever an autoscaler names.
+//! The `scale` subresource of whatever an autoscaler names, or a pod's owner is.
 
 use std::collections::HashMap;
 
 use k8s_openapi::api::autoscaling::v1::{Scale, ScaleSpec};
 use k8s_openapi::api::autoscaling::v2::CrossVersionObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::APIResourceList;
 use parking_lot::Mutex;
 
 use crate::discovery::{self, discover};
@@ -85,6 +86,34 @@ impl Targets {
             self.forget(target);
             error.into()
         })
+    }
+
+    /// `None` if the object does not exist. Fails if its kind has no scale.
+    pub async fn find(
+        &self,
+        namespace: &str,
+        target: &CrossVersionObjectReference,
+    ) -> Result<Option<Scale>> {
+        match self.get(namespace, target).await {
+            Err(error) if error.is_not_found() => {}
+            got => return got.map(Some),
+        }
+        let version = target.api_version.as_deref().unwrap_or("v1");
+        let (prefix, plural) = self.locate(version, &target.kind).await?;
+        let list = self
+            .client
+            .request::<APIResourceList>(request(&prefix, None)?);
+        let subresource = format!("{plural}/scale");
+        if list.await?.resources.iter().any(|r| r.name == subresource) {
+            return Ok(None);
+        }
+        let resource = match version.split_once('/') {
+            Some((group, _)) => format!("{plural}.{group}"),
+            None => plural,
+        };
+        Err(Error::Other(format!(
+            "{resource} does not implement the scale subresource"
+        )))
     }
 
     pub async fn set(
