@@ -29,6 +29,7 @@ pub mod deployment;
 pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
+pub mod endpointslicemirroring;
 pub mod garbagecollector;
 pub mod job;
 pub mod namespace;
@@ -87,6 +88,9 @@ pub const CONTROLLERS: &[(&str, Start)] = &[
     }),
     ("endpointslice-controller", |c, t| {
         Box::pin(endpointslice::run(c, t))
+    }),
+    ("endpointslice-mirroring-controller", |c, t| {
+        Box::pin(endpointslicemirroring::run(c, t))
     }),
     ("garbage-collector-controller", |c, t| {
         Box::pin(garbagecollector::run(c, t))
@@ -147,7 +151,7 @@ pub const CONTROLLERS: &[(&str, Start)] = &[
 const OFF_BY_DEFAULT: [&str; 2] = ["bootstrap-signer-controller", "token-cleaner-controller"];
 
 /// Names of earlier Kubernetes releases that are not the new ones without their ending.
-const ALIASES: [(&str, &str); 5] = [
+const ALIASES: [(&str, &str); 6] = [
     ("bootstrapsigner", "bootstrap-signer-controller"),
     (
         "csrapproving",
@@ -155,6 +159,10 @@ const ALIASES: [(&str, &str); 5] = [
     ),
     ("csrcleaner", "certificatesigningrequest-cleaner-controller"),
     ("csrsigning", "certificatesigningrequest-signing-controller"),
+    (
+        "endpointslicemirroring",
+        "endpointslice-mirroring-controller",
+    ),
     ("tokencleaner", "token-cleaner-controller"),
 ];
 

@@ -23,8 +23,8 @@ use crate::pods;
 use model::Port;
 
 const MAX_ENDPOINTS: usize = 100;
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
@@ -222,7 +222,8 @@ fn endpoint(
     })
 }
 
-fn slice_ports(slice: &EndpointSlice) -> Vec<Port> {
+/// The ports of a slice, in order.
+pub fn slice_ports(slice: &EndpointSlice) -> Vec<Port> {
     let convert = |p: &EndpointPort| Port {
         name: p.name.clone().unwrap_or_default(),
         port: p.port.unwrap_or(0),
