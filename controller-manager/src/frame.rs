@@ -22,6 +22,8 @@ pub struct Settings {
     pub cluster_cidr: Option<String>,
     pub node_cidr_mask_size: u8,
     pub root_ca: Option<String>,
+    /// `None` when Secrets get no tokens.
+    pub token_signer: Option<crate::serviceaccount::signer::Signer>,
     pub node_monitor_grace_period: Duration,
     pub terminated_pod_gc_threshold: usize,
     pub autoscaling: crate::podautoscaler::Options,

@@ -73,10 +73,12 @@ informers! {
     persistent_volume_claims: PersistentVolumeClaim = |b| b.trim(|p| trim_applied(&mut p.metadata)), |c, ns| Api::namespaced(c, ns);
     stateful_sets: StatefulSet = |b| b.trim(|s| trim_applied(&mut s.metadata)), |c, ns| Api::namespaced(c, ns);
     services: Service = |b| b.trim(|s| trim_applied(&mut s.metadata)), |c, ns| Api::namespaced(c, ns);
-    service_accounts: ServiceAccount = |b| b.fields("metadata.name=default"), |c, ns| Api::namespaced(c, ns);
+    service_accounts: ServiceAccount = |b| b.trim(|a| trim_applied(&mut a.metadata)), |c, ns| Api::namespaced(c, ns);
     signing_requests: CertificateSigningRequest = |b| b, |c, _| Api::all(c);
     /// Secrets, only those of bootstrap tokens.
     bootstrap_tokens: Secret = |b| b.fields("type=bootstrap.kubernetes.io/token,metadata.namespace=kube-system"), |c, ns| Api::namespaced(c, ns);
+    /// Secrets, only those that hold tokens of ServiceAccounts.
+    token_secrets: Secret = |b| b.fields("type=kubernetes.io/service-account-token").trim(|s| trim_applied(&mut s.metadata)), |c, ns| Api::namespaced(c, ns);
     /// Only `kube-public/cluster-info`.
     cluster_info: ConfigMap = |b| b.fields("metadata.name=cluster-info,metadata.namespace=kube-public"), |c, ns| Api::namespaced(c, ns);
     /// Only those named `kube-root-ca.crt`.

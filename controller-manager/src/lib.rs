@@ -133,6 +133,9 @@ pub const CONTROLLERS: &[(&str, Start)] = &[
     ("serviceaccount-controller", |c, t| {
         Box::pin(serviceaccount::run(c, t))
     }),
+    ("serviceaccount-token-controller", |c, t| {
+        Box::pin(serviceaccount::tokens::run(c, t))
+    }),
     ("statefulset-controller", |c, t| {
         Box::pin(statefulset::run(c, t))
     }),

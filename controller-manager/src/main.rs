@@ -1,7 +1,7 @@
 //! The `controller-manager` binary: flags, leader election, health.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use clap::Parser;
 use client::health::{Health, Transport};
 use controller_manager::certificates::sign::Signing;
 use controller_manager::frame::{Context, Settings};
+use controller_manager::serviceaccount::signer::Signer;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -45,6 +46,9 @@ struct Flags {
     /// Certificate authority that pods trust the API server by; published to every namespace.
     #[arg(long)]
     root_ca_file: Option<PathBuf>,
+    /// Private key, RSA or EC P-256, that signs the tokens of Secrets that ask for one.
+    #[arg(long)]
+    service_account_private_key_file: Option<PathBuf>,
     /// Certificate of the authority that signs certificates for the cluster.
     #[arg(long, requires = "cluster_signing_key_file")]
     cluster_signing_cert_file: Option<PathBuf>,
@@ -86,6 +90,10 @@ fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("{text:?} is no duration such as 1m30s"))
 }
 
+fn token_signer(path: &Path) -> anyhow::Result<Signer> {
+    Signer::read(&std::fs::read(path)?).map_err(anyhow::Error::msg)
+}
+
 fn main() -> anyhow::Result<()> {
     client::init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -106,6 +114,13 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
         ),
         None => None,
     };
+    let token_signer =
+        match &flags.service_account_private_key_file {
+            Some(path) => Some(token_signer(path).with_context(|| {
+                format!("--service-account-private-key-file {}", path.display())
+            })?),
+            None => None,
+        };
     let signing = flags
         .cluster_signing_cert_file
         .zip(flags.cluster_signing_key_file)
@@ -125,6 +140,7 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
         cluster_cidr: flags.cluster_cidr.filter(|_| flags.allocate_node_cidrs),
         node_cidr_mask_size: flags.node_cidr_mask_size,
         root_ca,
+        token_signer,
         node_monitor_grace_period: flags.node_monitor_grace_period,
         terminated_pod_gc_threshold: flags.terminated_pod_gc_threshold,
         autoscaling: controller_manager::podautoscaler::Options {

@@ -114,6 +114,7 @@ fn control_plane(cluster: &Cluster, paths: &Paths) -> Vec<Component> {
         ("cluster-cidr", POD_CIDR.to_string()),
         ("allocate-node-cidrs", "true".into()),
         ("root-ca-file", pki("ca.crt")),
+        ("service-account-private-key-file", pki("sa.key")),
         ("cluster-signing-cert-file", pki("ca.crt")),
         ("cluster-signing-key-file", pki("ca.key")),
         ("controllers", "*,bootstrapsigner,tokencleaner".into()),

@@ -1,4 +1,8 @@
 //! What every namespace is given: a ServiceAccount `default`, and the cluster's certificate authority as a ConfigMap.
+//! [`tokens`] fills Secrets that ask for the token of an account.
+
+pub mod signer;
+pub mod tokens;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
