@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use client::{EventType, Recorder};
-use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
+use k8s_openapi::api::core::v1::{Node as ApiNode, ObjectReference, Pod, Service};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
@@ -16,10 +16,11 @@ use crate::container::sandbox::SandboxFacts;
 use crate::cri::Runtime;
 use crate::flags::Flags;
 use crate::objects::Objects;
+use crate::pod::allocation::Allocations;
 use crate::pod::status::NodeFacts;
 use crate::pod::worker::Message;
 use crate::volumes::projected::Tokens;
-use crate::{container::files, model};
+use crate::{container::files, model, node};
 
 /// What the runtime says about itself.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -78,6 +79,8 @@ pub struct Node {
     pub recorder: Recorder,
     pub objects: Objects,
     pub services: client::Informer<Service>,
+    /// The node's own object, once it has registered.
+    pub own: client::Informer<ApiNode>,
     pub cgroups: Cgroups,
     pub dns: DnsFacts,
     pub routes: Mutex<Routes>,
@@ -88,6 +91,8 @@ pub struct Node {
     pub cpu_milli: i64,
     /// Pods as last seen, by uid, for the server.
     pub pods: Mutex<HashMap<String, Arc<Pod>>>,
+    /// What the admitted ones hold of the node.
+    pub allocations: Mutex<Allocations>,
 }
 
 impl Node {
@@ -121,6 +126,12 @@ impl Node {
         let api = self.services.get("default/kubernetes");
         all.extend(api.filter(|api| !all.iter().any(|s| s.metadata.uid == api.metadata.uid)));
         all
+    }
+
+    /// The node as the API has it, or as it will register.
+    pub fn api_node(&self) -> Arc<ApiNode> {
+        let registers = || Arc::new(node::status::registration(&self.name, &self.flags));
+        self.own.get(&self.name).unwrap_or_else(registers)
     }
 
     pub fn network_ready(&self) -> bool {

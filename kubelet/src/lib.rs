@@ -3,7 +3,8 @@
 //! Every pod has a *worker* ([`pod::worker`]), a thin loop: look at the runtime over CRI
 //! ([`cri`], [`model`]), ask the pure [`pod::plan`] what to do, do it, and wait for the next
 //! event. What the API gets to read about the pod is pure too: [`pod::status`]. A restarted
-//! kubelet reads everything back from the runtime and disturbs no container.
+//! kubelet reads everything back from the runtime and disturbs no container. Before a pod gets its
+//! worker it is admitted ([`pod::admission`]): it must fit beside what the others hold ([`pod::allocation`]).
 //!
 //! Around that: [`node`] keeps the Node object and its Lease; [`runtime_events`] says when a
 //! container ends; [`container`] turns a spec into what the runtime is told; [`volumes`] makes
@@ -37,13 +38,15 @@ use std::time::Duration;
 
 use anyhow::Context;
 use client::CancellationToken;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Node as ApiNode, NodeStatus, Service};
 use kube::api::Api;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use crate::container::dns::{DnsFacts, parse_resolv_conf};
 use crate::context::{Node, RuntimeState};
 use crate::flags::Flags;
+use crate::pod::allocation::Allocations;
 use crate::pod::status::NodeFacts;
 
 /// Runs until a signal; containers are left running.
@@ -76,14 +79,17 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
     let (changed, changes) = mpsc::unbounded_channel();
     let cgroups = cgroups::Cgroups::discover(&flags.cgroup_root)?;
     cgroups.prepare().context("cannot make the pods' cgroups")?;
+    let info = info(&name, &flags, ips.clone(), &version);
     let node = Arc::new(Node {
         facts: NodeFacts {
-            ips: ips.clone(),
+            ips,
             runtime: version.runtime_name.clone(),
         },
         recorder: client::Recorder::new(api.clone(), "kubelet", Some(&name)),
         objects: objects::Objects::new(api.clone(), changed),
         services: services(&api, &shutdown),
+        own: own(&api, &name, &shutdown),
+        allocations: Mutex::new(Allocations::new(node::status::allocatable(&info))),
         client: api,
         runtime,
         cgroups,
@@ -100,13 +106,12 @@ pub async fn run(flags: Flags) -> anyhow::Result<()> {
             message: "container runtime status check may not have completed yet".into(),
             ..Default::default()
         }),
-        memory: node::facts::memory(),
-        cpu_milli: i64::try_from(node::facts::cpus()).unwrap_or(1) * 1000,
+        memory: info.memory,
+        cpu_milli: i64::try_from(info.cpus).unwrap_or(1) * 1000,
         pods: Default::default(),
         name,
         flags,
     });
-    let info = info(&node, ips, &version);
     run_parts(node, info, changes, shutdown).await
 }
 
@@ -140,18 +145,19 @@ async fn run_parts(
 }
 
 fn info(
-    node: &Node,
+    name: &str,
+    flags: &Flags,
     ips: Vec<String>,
     version: &k8s_cri::v1::VersionResponse,
 ) -> node::facts::NodeInfo {
     node::facts::NodeInfo {
-        name: node.name.clone(),
+        name: name.to_owned(),
         ips,
         cpus: node::facts::cpus(),
-        memory: node.memory,
-        storage: node::facts::storage(&node.flags.root_dir),
-        max_pods: node.flags.max_pods,
-        port: node.flags.port,
+        memory: node::facts::memory(),
+        storage: node::facts::storage(&flags.root_dir),
+        max_pods: flags.max_pods,
+        port: flags.port,
         system: node::facts::system(&format!(
             "{}://{}",
             version.runtime_name, version.runtime_version
@@ -168,6 +174,22 @@ fn services(api: &kube::Client, shutdown: &CancellationToken) -> client::Informe
             s.metadata.managed_fields = None;
             s.metadata.annotations = None;
             s.metadata.labels = None;
+        })
+        .start(shutdown)
+}
+
+/// This node's object: only what decides on the admission of pods is kept.
+fn own(api: &kube::Client, name: &str, shutdown: &CancellationToken) -> client::Informer<ApiNode> {
+    client::Informer::builder(Api::all(api.clone()))
+        .fields(&format!("metadata.name={name}"))
+        .trim(|node: &mut ApiNode| {
+            node.metadata.annotations = None;
+            if let Some(status) = &mut node.status {
+                *status = NodeStatus {
+                    allocatable: status.allocatable.take(),
+                    ..Default::default()
+                };
+            }
         })
         .start(shutdown)
 }

@@ -37,7 +37,7 @@ pub fn bytes(q: &Quantity) -> i64 {
     crate::quantity::parse(&q.0).map_or(0, |v| v.scaled(0))
 }
 
-type Resources = BTreeMap<String, Quantity>;
+pub type Resources = BTreeMap<String, Quantity>;
 
 fn of<'a>(list: Option<&'a Resources>, name: &str) -> Option<&'a Quantity> {
     list?.get(name)
@@ -135,15 +135,96 @@ pub fn limits(pod: &Pod, container: &Container) -> Limits {
     }
 }
 
-/// What the pod asks for as a whole: cpu in thousandths, memory in bytes.
-pub fn requests(pod: &Pod) -> [i64; 2] {
-    [cpu, memory].map(|get| {
-        let of = |r: &ResourceRequirements| get(r.requests.as_ref()).or(get(r.limits.as_ref()));
-        match model::spec(pod).resources.as_ref().and_then(of) {
-            Some(value) => value,
-            None => total(pod, of).0,
+/// Amounts of resources by name: cpu in thousandths, all others in whole units.
+pub type Amounts = BTreeMap<String, i64>;
+
+pub fn amounts(list: Option<&Resources>) -> Amounts {
+    let amount = |name: &str, q| if name == "cpu" { millis(q) } else { bytes(q) };
+    let list = list.into_iter().flatten();
+    list.map(|(name, q)| (name.clone(), amount(name, q)))
+        .collect()
+}
+
+pub fn add(sum: &mut Amounts, more: &Amounts) {
+    for (name, amount) in more {
+        let have = sum.entry(name.clone()).or_default();
+        *have = have.saturating_add(*amount);
+    }
+}
+
+fn raise(peak: &mut Amounts, other: &Amounts) {
+    for (name, amount) in other {
+        let have = peak.entry(name.clone()).or_default();
+        *have = (*have).max(*amount);
+    }
+}
+
+/// What the pod asks for as a whole, counted as the scheduler does: the larger of its containers together and each init
+/// container (with the sidecars started before it), or what the pod itself asks for, plus overhead.
+pub fn requests(pod: &Pod) -> Amounts {
+    let spec = model::spec(pod);
+    let of = |c: &Container| amounts(c.resources.as_ref().and_then(|r| r.requests.as_ref()));
+    let (mut total, mut sidecars, mut peak) = (Amounts::new(), Amounts::new(), Amounts::new());
+    for c in &spec.containers {
+        add(&mut total, &of(c));
+    }
+    for c in model::init_containers(pod) {
+        let mut need = of(c);
+        if model::is_sidecar(c) {
+            add(&mut sidecars, &need);
+            need = sidecars.clone();
+        } else {
+            add(&mut need, &sidecars);
         }
-    })
+        raise(&mut peak, &need);
+    }
+    add(&mut total, &sidecars);
+    raise(&mut total, &peak);
+    let own = amounts(spec.resources.as_ref().and_then(|r| r.requests.as_ref()));
+    let of_pods =
+        |name: &String| matches!(name.as_str(), "cpu" | "memory") || name.starts_with("hugepages-");
+    total.extend(own.into_iter().filter(|(name, _)| of_pods(name)));
+    add(&mut total, &amounts(spec.overhead.as_ref()));
+    total
+}
+
+/// A resource of which the node has less left than is asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Insufficient {
+    pub name: String,
+    pub requested: i64,
+    pub used: i64,
+    pub capacity: i64,
+}
+
+impl std::fmt::Display for Insufficient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Node didn't have enough resource: {}, requested: {}, used: {}, capacity: {}",
+            self.name, self.requested, self.used, self.capacity
+        )
+    }
+}
+
+/// What does not fit of `asked` beside what is `used` of `capacity`, in the order in which Kubernetes looks: the number
+/// of pods, cpu, memory, storage, then all others. Whoever asks for nothing of a resource fits, however much is used.
+pub fn insufficient(asked: &Amounts, used: &Amounts, capacity: &Amounts) -> Vec<Insufficient> {
+    const FIRST: [&str; 4] = ["pods", "cpu", "memory", "ephemeral-storage"];
+    let of = |list: &Amounts, name: &str| list.get(name).copied().unwrap_or(0);
+    let others = asked.keys().map(String::as_str);
+    let others = others.filter(|name| !FIRST.contains(name));
+    let found = FIRST
+        .into_iter()
+        .chain(others)
+        .map(|name| Insufficient {
+            name: name.to_owned(),
+            requested: of(asked, name),
+            used: of(used, name),
+            capacity: of(capacity, name),
+        })
+        .filter(|r| r.requested > 0 && r.requested > r.capacity.saturating_sub(r.used));
+    found.collect()
 }
 
 /// -997 for guaranteed and node-critical pods, 1000 for best effort, and in between the
@@ -258,6 +339,84 @@ mod tests {
         for (containers, want) in table {
             assert_eq!(qos(&pod(containers.clone())), want, "{containers}");
         }
+    }
+
+    #[test]
+    fn what_a_pod_asks_for() {
+        let c = |cpu: &str| json!({"name": "c", "resources": {"requests": {"cpu": cpu, "memory": "1Ki"}, "limits": {"cpu": "9"}}});
+        let side = |cpu: &str| json!({"name": "s", "restartPolicy": "Always", "resources": {"requests": {"cpu": cpu}}});
+        let gpu = json!({"name": "g", "resources": {"requests": {"example.com/gpu": "2", "ephemeral-storage": "1k"}}});
+        let table = [
+            (
+                json!({"containers": [c("1"), c("500m")]}),
+                json!({"cpu": 1500, "memory": 2048}),
+            ),
+            (
+                json!({"containers": [c("1")], "initContainers": [c("2"), c("3")]}),
+                json!({"cpu": 3000, "memory": 1024}),
+            ),
+            (
+                json!({"containers": [c("1")], "initContainers": [side("2"), c("500m")]}),
+                json!({"cpu": 3000, "memory": 1024}),
+            ),
+            (
+                json!({"containers": [c("1")], "initContainers": [c("2"), side("2")]}),
+                json!({"cpu": 3000, "memory": 1024}),
+            ),
+            (
+                json!({"containers": [c("1")], "initContainers": [side("2"), c("2")]}),
+                json!({"cpu": 4000, "memory": 1024}),
+            ),
+            (
+                json!({"containers": [gpu]}),
+                json!({"example.com/gpu": 2, "ephemeral-storage": 1000}),
+            ),
+            (
+                json!({"containers": [c("1")], "resources": {"requests": {"cpu": "5", "ephemeral-storage": "7"}}, "overhead": {"cpu": "250m"}}),
+                json!({"cpu": 5250, "memory": 1024}),
+            ),
+        ];
+        for (spec, want) in table {
+            let p: Pod =
+                serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap();
+            assert_eq!(json!(requests(&p)), want, "{spec}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named_in_order() {
+        let amounts = |v: serde_json::Value| serde_json::from_value::<Amounts>(v).unwrap();
+        let capacity = amounts(json!({"pods": 2, "cpu": 1000, "memory": 100, "x.io/a": 1}));
+        let table = [
+            (json!({"cpu": 1000}), json!({}), vec![]),
+            (json!({"cpu": 1000}), json!({"cpu": 1}), vec!["cpu"]),
+            (json!({"cpu": 0}), json!({"cpu": 2000}), vec![]),
+            (json!({"pods": 1}), json!({"pods": 1}), vec![]),
+            (
+                json!({"memory": 101, "cpu": 1, "pods": 1}),
+                json!({"pods": 2}),
+                vec!["pods", "memory"],
+            ),
+            (
+                json!({"x.io/b": 1, "x.io/a": 2, "ephemeral-storage": 1}),
+                json!({}),
+                vec!["ephemeral-storage", "x.io/a", "x.io/b"],
+            ),
+        ];
+        for (asked, used, want) in table {
+            let found = insufficient(&amounts(asked.clone()), &amounts(used), &capacity);
+            let names: Vec<_> = found.iter().map(|r| r.name.as_str()).collect();
+            assert_eq!(names, want, "{asked}");
+        }
+        let one = insufficient(
+            &amounts(json!({"cpu": 1500})),
+            &amounts(json!({"cpu": 300})),
+            &capacity,
+        );
+        assert_eq!(
+            one[0].to_string(),
+            "Node didn't have enough resource: cpu, requested: 1500, used: 300, capacity: 1000"
+        );
     }
 
     #[test]

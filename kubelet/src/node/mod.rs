@@ -97,7 +97,7 @@ async fn register(
     api: &Api<ApiNode>,
     info: &facts::NodeInfo,
 ) -> Result<ApiNode, kube::Error> {
-    let mut fresh = status::registration(info, &node.flags);
+    let mut fresh = status::registration(&node.name, &node.flags);
     let ready = node.state.borrow().clone();
     fresh.status = Some(status::node_status(info, &ready, None, Timestamp::now()));
     match api.create(&PostParams::default(), &fresh).await {

@@ -14,21 +14,50 @@ use super::facts::{self, NodeInfo};
 use crate::context::RuntimeState;
 use crate::flags::Flags;
 use crate::model;
+use crate::resources::Amounts;
 
 /// Kept free for the system, as the default eviction threshold would.
 const MEMORY_KEPT: i64 = 100 << 20;
 
-/// What pods may ask for: cpu in thousandths, memory in bytes.
-pub fn allocatable(cpu_milli: i64, memory: i64) -> [i64; 2] {
-    [cpu_milli, (memory - MEMORY_KEPT).max(0)]
+fn capacity(info: &NodeInfo) -> Amounts {
+    let amounts = [
+        ("cpu", i64::try_from(info.cpus).unwrap_or(1) * 1000),
+        ("memory", info.memory),
+        ("ephemeral-storage", info.storage),
+        ("pods", info.max_pods),
+    ];
+    amounts
+        .map(|(name, amount)| (name.to_owned(), amount))
+        .into()
+}
+
+/// What pods may ask for.
+pub fn allocatable(info: &NodeInfo) -> Amounts {
+    let mut amounts = capacity(info);
+    amounts.insert("memory".into(), (info.memory - MEMORY_KEPT).max(0));
+    amounts.insert("ephemeral-storage".into(), info.storage / 10 * 9);
+    amounts
+}
+
+fn quantities(amounts: Amounts) -> BTreeMap<String, Quantity> {
+    let text = |name: &str, amount: i64| match name {
+        "cpu" => (amount / 1000).to_string(),
+        "memory" => format!("{}Ki", amount / 1024),
+        _ => amount.to_string(),
+    };
+    let named = amounts.into_iter().map(|(name, amount)| {
+        let quantity = Quantity(text(&name, amount));
+        (name, quantity)
+    });
+    named.collect()
 }
 
 /// The node as it registers: name, labels, taints.
-pub fn registration(info: &NodeInfo, flags: &Flags) -> Node {
+pub fn registration(name: &str, flags: &Flags) -> Node {
     let arch = facts::architecture();
     let mut labels = BTreeMap::from(
         [
-            ("kubernetes.io/hostname", info.name.as_str()),
+            ("kubernetes.io/hostname", name),
             ("kubernetes.io/os", "linux"),
             ("kubernetes.io/arch", arch),
             ("beta.kubernetes.io/os", "linux"),
@@ -50,7 +79,7 @@ pub fn registration(info: &NodeInfo, flags: &Flags) -> Node {
         .collect();
     Node {
         metadata: ObjectMeta {
-            name: Some(info.name.clone()),
+            name: Some(name.to_owned()),
             labels: Some(labels),
             ..Default::default()
         },
@@ -92,28 +121,10 @@ pub fn node_status(
         address: info.name.clone(),
         type_: "Hostname".into(),
     });
-    let capacity = |memory: i64, storage: i64| {
-        let quantity = |v: String| Quantity(v);
-        BTreeMap::from([
-            ("cpu".to_string(), quantity(info.cpus.to_string())),
-            (
-                "memory".to_string(),
-                quantity(format!("{}Ki", memory / 1024)),
-            ),
-            (
-                "ephemeral-storage".to_string(),
-                quantity(storage.to_string()),
-            ),
-            ("pods".to_string(), quantity(info.max_pods.to_string())),
-        ])
-    };
     NodeStatus {
         addresses: Some(addresses),
-        allocatable: Some(capacity(
-            allocatable(0, info.memory)[1],
-            info.storage / 10 * 9,
-        )),
-        capacity: Some(capacity(info.memory, info.storage)),
+        allocatable: Some(quantities(allocatable(info))),
+        capacity: Some(quantities(capacity(info))),
         conditions: Some(conditions(runtime, old, now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint {

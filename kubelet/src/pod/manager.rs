@@ -1,5 +1,9 @@
 //! Which pods have a worker: every pod bound to this node, and every pod that only the
 //! runtime still knows, because it was deleted while the kubelet was away.
+//!
+//! A pod that is new here is admitted first. Whether it is new, its status says: one with a start time was admitted by
+//! this node before, and stays whatever has changed meanwhile. Those take their part of the node before any other, and
+//! the new ones of a list follow in the order of their creation, as with Kubernetes' kubelet.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -7,24 +11,29 @@ use std::time::Duration;
 
 use client::CancellationToken;
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Node as ApiNode, Pod, PodSpec};
 use kube::api::{Api, ObjectMeta};
 use kube::runtime::watcher::{Config, Event};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
-use super::worker::{self, Message};
-use crate::context::{Node, RuntimeState};
+use super::admission;
+use super::worker::{self, Beginning, Message};
+use crate::context::{Node, Report, RuntimeState};
 use crate::model::{self, keys};
 use crate::runtime_events::RuntimeEvent;
 
 /// How often everything is looked at although nothing was heard; guards against a lost event.
 const SAFETY: Duration = Duration::from_secs(300);
 
+/// How long a pod's admission may wait for a fresh look at the node.
+const FRESH: Duration = Duration::from_secs(2);
+
 struct Manager {
     node: Arc<Node>,
     workers: HashMap<String, UnboundedSender<Message>>,
-    /// The pods of a list that is still coming in.
+    /// The pods of a list that is still coming in, and those of them that have no worker yet.
     listed: HashSet<String>,
+    unknown: Vec<Pod>,
     synced: bool,
     swept: bool,
     ended: tokio::task::JoinSet<String>,
@@ -47,11 +56,13 @@ pub async fn run(
         node,
         workers: HashMap::new(),
         listed: HashSet::new(),
+        unknown: Vec::new(),
         synced: false,
         swept: false,
         ended: tokio::task::JoinSet::new(),
     };
     manager.node.services.synced().await;
+    manager.node.own.synced().await;
     let mut safety = tokio::time::interval_at(tokio::time::Instant::now() + SAFETY, SAFETY);
     loop {
         tokio::select! {
@@ -75,13 +86,20 @@ pub async fn run(
 impl Manager {
     async fn on_pod(&mut self, event: Event<Pod>) {
         match event {
-            Event::Init => self.listed.clear(),
+            Event::Init => {
+                self.listed.clear();
+                self.unknown.clear();
+            }
             Event::InitApply(pod) => {
                 self.listed.insert(model::uid(&pod).to_string());
-                self.apply(trim(pod));
+                let unknown = self.apply(pod);
+                self.unknown.extend(unknown);
             }
-            Event::Apply(pod) => self.apply(trim(pod)),
-            Event::Delete(pod) => self.tell(model::uid(&pod), Message::Gone),
+            Event::Apply(pod) => {
+                let unknown = self.apply(pod);
+                self.add(unknown.into_iter().collect()).await;
+            }
+            Event::Delete(pod) => self.gone(model::uid(&pod)),
             Event::InitDone => {
                 self.synced = true;
                 let gone: Vec<String> = self
@@ -91,30 +109,91 @@ impl Manager {
                     .cloned()
                     .collect();
                 for uid in gone {
-                    self.tell(&uid, Message::Gone);
+                    self.gone(&uid);
                 }
+                let unknown = std::mem::take(&mut self.unknown);
+                self.add(unknown).await;
                 self.sweep().await;
             }
         }
     }
 
-    fn apply(&mut self, pod: Pod) {
+    /// Passes a pod on to its worker, or hands it back if it has none.
+    fn apply(&self, pod: Pod) -> Option<Pod> {
         let uid = model::uid(&pod).to_string();
-        let pod = Arc::new(pod);
-        match self.workers.get(&uid) {
-            Some(worker) => {
-                // A worker that has just ended has nothing left to do for this pod.
-                let _ = worker.send(Message::Pod(pod));
-            }
-            None => self.start(uid, pod, false),
+        let Some(worker) = self.workers.get(&uid) else {
+            return Some(pod);
+        };
+        let pod = Arc::new(trim(pod));
+        let mut allocations = self.node.allocations.lock();
+        // Not left to the worker: what this pod gives back may be what the next one in the queue was bound for.
+        if model::is_finished(&pod) {
+            allocations.release(&uid);
+        } else {
+            allocations.grant(&pod);
+        }
+        // A worker that has just ended has nothing left to do for this pod.
+        let _ = worker.send(Message::Pod(pod));
+        None
+    }
+
+    fn gone(&self, uid: &str) {
+        self.node.allocations.lock().release(uid);
+        self.tell(uid, Message::Gone);
+    }
+
+    /// Starts workers for pods that have none.
+    async fn add(&mut self, mut pods: Vec<Pod>) {
+        let is_new = |pod: &Pod| {
+            let started = pod.status.as_ref().and_then(|s| s.start_time.as_ref());
+            let ends = model::is_finished(pod) || pod.metadata.deletion_timestamp.is_some();
+            started.is_none() && !ends
+        };
+        pods.sort_by_cached_key(|pod| {
+            let created = pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
+            (is_new(pod), created)
+        });
+        let known = pods
+            .iter()
+            .filter(|pod| !is_new(pod) && !model::is_finished(pod));
+        for pod in known {
+            self.node.allocations.lock().restore(pod);
+        }
+        for pod in pods {
+            let beginning = match is_new(&pod) {
+                true => self.admit(&pod).await,
+                false => Beginning::Admitted,
+            };
+            self.start(Arc::new(trim(pod)), beginning);
         }
     }
 
-    fn start(&mut self, uid: String, pod: Arc<Pod>, gone: bool) {
-        if !gone {
+    async fn admit(&self, pod: &Pod) -> Beginning {
+        let admit = |on: &ApiNode| self.node.allocations.lock().admit(pod, on);
+        let mut failures = admit(&self.node.api_node());
+        if failures == [admission::NODE_AFFINITY] {
+            // A label may be newer than what has been heard of the node.
+            let api = Api::<ApiNode>::all(self.node.client.clone());
+            let fresh = tokio::time::timeout(FRESH, api.get(&self.node.name)).await;
+            if let Ok(Ok(fresh)) = fresh {
+                failures = admit(&fresh);
+            }
+        }
+        let Some(failure) = failures.first() else {
+            return Beginning::Admitted;
+        };
+        let rejection = failure.rejection();
+        tracing::info!(pod = model::name(pod), ?rejection, "refused");
+        Report::pod(&self.node, pod).warning(&rejection.reason, &rejection.message);
+        Beginning::Rejected(rejection)
+    }
+
+    fn start(&mut self, pod: Arc<Pod>, beginning: Beginning) {
+        let uid = model::uid(&pod).to_string();
+        if !matches!(beginning, Beginning::Gone) {
             self.node.pods.lock().insert(uid.clone(), pod.clone());
         }
-        let (handle, task) = worker::spawn(self.node.clone(), pod, gone);
+        let (handle, task) = worker::spawn(self.node.clone(), pod, beginning);
         self.workers.insert(uid.clone(), handle);
         self.ended.spawn(async move {
             if let Err(error) = task.await {
@@ -127,6 +206,7 @@ impl Manager {
     fn forget(&mut self, uid: &str) {
         self.workers.remove(uid);
         self.node.pods.lock().remove(uid);
+        self.node.allocations.lock().release(uid);
     }
 
     fn tell(&self, uid: &str, message: Message) {
@@ -192,7 +272,7 @@ impl Manager {
                     name = model::name(&pod),
                     "cleaning up after a pod that is gone"
                 );
-                self.start(uid, Arc::new(pod), true);
+                self.start(Arc::new(pod), Beginning::Gone);
             }
         }
     }
@@ -226,7 +306,7 @@ fn remnant(uid: &str, name: Option<String>, namespace: Option<String>) -> Pod {
     }
 }
 
-/// The kubelet never reads these, and they can be large.
+/// After its admission nobody reads these of a pod, and they can be large.
 fn trim(mut pod: Pod) -> Pod {
     pod.metadata.managed_fields = None;
     if let Some(spec) = &mut pod.spec {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::admission::Rejection;
 use crate::model::Limits;
 
 const CRASH_FIRST: SignedDuration = SignedDuration::from_secs(10);
@@ -78,6 +79,8 @@ pub enum Setup {
 
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
+    /// Why the node has refused the pod.
+    pub rejection: Option<Rejection>,
     pub setup: Option<Setup>,
     /// Stopping or removing sandboxes, cleaning up, or deleting from the API.
     pub teardown: bool,

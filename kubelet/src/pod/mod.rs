@@ -1,5 +1,8 @@
-//! A pod's life: `plan` and `status` decide, `worker` carries out, `manager` starts and ends workers.
+//! A pod's life: `manager` admits it (`admission`, `allocation`) and starts and ends its worker; `plan` and `status`
+//! decide, `worker` carries out.
 
+pub mod admission;
+pub mod allocation;
 pub mod manager;
 pub mod memory;
 pub mod ops;

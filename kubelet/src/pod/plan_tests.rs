@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::model::SandboxView;
+use crate::pod::admission::Rejection;
 use crate::pod::memory::{Backoff, ProbeState, StartFailure};
 use crate::pod::status::{NodeFacts, pod_status};
 
@@ -591,4 +592,41 @@ fn debug_containers_start_once_and_decide_nothing() {
         .remove(0);
     let end = s.state.unwrap().terminated.unwrap();
     assert_eq!((end.exit_code, s.ready), (1, false));
+}
+
+#[test]
+fn a_refused_pod_never_starts() {
+    let mut scene = Scene::new(json!({"containers": [{"name": "a"}]}));
+    let scheduled =
+        json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}]});
+    scene.pod.status = serde_json::from_value(scheduled).unwrap();
+    scene.memory = Memory {
+        rejection: Some(Rejection {
+            reason: "NodePorts".into(),
+            message: "why".into(),
+        }),
+        ..Default::default()
+    };
+    assert_eq!(scene.plan(), "clean true");
+    let want = json!({"phase": "Failed", "reason": "NodePorts", "message": "Pod was rejected: why",
+        "qosClass": "BestEffort", "startTime": "1970-01-01T00:16:40Z",
+        "conditions": [{"type": "PodScheduled", "status": "True"}]});
+    assert_eq!(json!(scene.status()), want);
+    scene.memory.cleaned = true;
+    let mut told = scene.told();
+    assert_eq!(
+        (told.plan().as_str(), json!(told.status())),
+        ("", want.clone())
+    );
+
+    // A restarted kubelet knows it by its status only.
+    told.memory = Memory::default();
+    assert_eq!(
+        (told.plan().as_str(), json!(told.status())),
+        ("clean true", want)
+    );
+    let mut deleted = told.deleted(0);
+    assert_eq!(deleted.plan(), "clean false");
+    (deleted.memory.cleaned, deleted.memory.purged) = (true, true);
+    assert_eq!(deleted.plan(), "delete");
 }

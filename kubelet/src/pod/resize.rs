@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, ResourceRequir
 
 use super::plan::{Action, KillReason, Observed, grace_of, kill};
 use crate::model::{self, ContainerView, Limits, RunState};
-use crate::resources;
+use crate::resources::{self, Amounts, Insufficient};
 
 /// Why a resize has not been granted.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,49 +21,44 @@ pub struct Pending {
     pub message: String,
 }
 
-/// The pod with what the node grants it. `capacity` is what pods may ask for, `used` what the other pods do:
-/// cpu in thousandths and memory in bytes.
+/// The pod with what the node grants it. `capacity` is what pods may ask for, `used` what the other pods were granted.
 pub fn granted(
     pod: &Arc<Pod>,
-    capacity: [i64; 2],
-    used: impl FnOnce() -> [i64; 2],
+    capacity: &Amounts,
+    used: impl FnOnce() -> Amounts,
 ) -> (Arc<Pod>, Option<Pending>) {
     let before = as_granted_before(pod);
-    let (asked, had) = (resources::requests(pod), resources::requests(&before));
+    let (mut asked, had) = (resources::requests(pod), resources::requests(&before));
     if asked == had || model::is_finished(pod) {
         return (pod.clone(), None);
     }
-    let used = used();
-    for (i, name) in ["cpu", "memory"].into_iter().enumerate() {
-        let (asked, capacity, used) = (asked[i], capacity[i], used[i]);
-        let pending = if asked <= had[i] || asked + used <= capacity {
-            continue;
-        } else if asked > capacity {
-            Pending {
-                reason: "Infeasible",
-                message: format!(
-                    "Node didn't have enough capacity: {name}, requested: {asked}, capacity: {capacity}"
-                ),
-            }
-        } else {
-            Pending {
-                reason: "Deferred",
-                message: format!(
-                    "Node didn't have enough resource: {name}, requested: {asked}, used: {used}, capacity: {capacity}"
-                ),
-            }
-        };
-        return (Arc::new(before), Some(pending));
+    // What does not grow stays, even where the node has become too small for it.
+    asked.retain(|name, amount| *amount > had.get(name).copied().unwrap_or(0));
+    match resources::insufficient(&asked, &used(), capacity).first() {
+        None => (pod.clone(), None),
+        Some(lacks) => (Arc::new(before), Some(pending(lacks))),
     }
-    (pod.clone(), None)
 }
 
-/// What a pod on the node holds: what was granted, whatever it asks for now.
-pub fn held(pod: &Pod) -> [i64; 2] {
-    resources::requests(&as_granted_before(pod))
+fn pending(lacks: &Insufficient) -> Pending {
+    let (name, requested, capacity) = (&lacks.name, lacks.requested, lacks.capacity);
+    if requested > capacity {
+        Pending {
+            reason: "Infeasible",
+            message: format!(
+                "Node didn't have enough capacity: {name}, requested: {requested}, capacity: {capacity}"
+            ),
+        }
+    } else {
+        Pending {
+            reason: "Deferred",
+            message: lacks.to_string(),
+        }
+    }
 }
 
-fn as_granted_before(pod: &Pod) -> Pod {
+/// The pod with what its status says that it was granted, whatever it asks for now.
+pub fn as_granted_before(pod: &Pod) -> Pod {
     let mut before = pod.clone();
     let Some(spec) = &mut before.spec else {
         return before;
@@ -207,7 +202,8 @@ mod tests {
         ];
         for (asked, before, used, want) in table {
             let pod = pod(asked.clone(), before.clone());
-            let (granted, pending) = granted(&pod, [2000, 0], || [used, 0]);
+            let cpu = |amount| Amounts::from([("cpu".to_owned(), amount)]);
+            let (granted, pending) = granted(&pod, &cpu(2000), || cpu(used));
             assert_eq!(pending.map(|p| p.reason), want, "{asked} after {before}");
             let expected = if want.is_none() { &asked } else { &before };
             let resources = granted.spec.as_ref().unwrap().containers[0]

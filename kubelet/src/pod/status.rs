@@ -25,6 +25,9 @@ pub struct NodeFacts {
 
 pub fn pod_status(o: &Observed, node: &NodeFacts) -> PodStatus {
     let old = o.pod.status.clone().unwrap_or_default();
+    if let Some(rejected) = rejected(o, &old) {
+        return rejected;
+    }
     let mut inits = statuses(
         o,
         node,
@@ -68,6 +71,29 @@ pub fn pod_status(o: &Observed, node: &NodeFacts) -> PodStatus {
     status.ephemeral_container_statuses = (!ephemeral.is_empty()).then_some(ephemeral);
     status.init_container_statuses = (!inits.is_empty()).then_some(inits);
     status
+}
+
+/// The status of a pod that was refused, now or before this kubelet started: nothing of it was ever made, so nothing is
+/// told but why.
+fn rejected(o: &Observed, old: &PodStatus) -> Option<PodStatus> {
+    let untouched = old.container_statuses.is_none() && o.view.containers.is_empty();
+    let Some(rejection) = &o.memory.rejection else {
+        return (model::is_finished(o.pod) && untouched).then(|| PodStatus {
+            observed_generation: o.pod.metadata.generation,
+            ..old.clone()
+        });
+    };
+    let started = || Some(model::seconds(o.now));
+    let qos = || Some(resources::qos(o.pod).to_string());
+    Some(PodStatus {
+        phase: Some("Failed".into()),
+        reason: Some(rejection.reason.clone()),
+        message: Some(format!("Pod was rejected: {}", rejection.message)),
+        start_time: old.start_time.clone().or_else(started),
+        qos_class: old.qos_class.clone().or_else(qos),
+        observed_generation: o.pod.metadata.generation,
+        ..old.clone()
+    })
 }
 
 fn set_addresses(status: &mut PodStatus, o: &Observed, node: &NodeFacts) {

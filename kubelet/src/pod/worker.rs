@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 
+use super::admission::Rejection;
 use super::memory::{Backoff, Memory, Setup as SetupKind, StartFailure};
 use super::plan::{self, Action, KillReason, Observed, Stage};
 use super::{ops, publish, resize, status};
@@ -96,12 +97,26 @@ pub struct Worker {
     handle: UnboundedSender<Message>,
 }
 
+/// Where a worker finds its pod.
+#[derive(Debug)]
+pub enum Beginning {
+    Admitted,
+    Rejected(Rejection),
+    /// Only the runtime still knows the pod.
+    Gone,
+}
+
 /// Starts a worker; it ends by itself when nothing of the pod is left.
 pub fn spawn(
     node: Arc<Node>,
     pod: Arc<Pod>,
-    gone: bool,
+    beginning: Beginning,
 ) -> (UnboundedSender<Message>, tokio::task::JoinHandle<()>) {
+    let gone = matches!(beginning, Beginning::Gone);
+    let rejection = match beginning {
+        Beginning::Rejected(rejection) => Some(rejection),
+        Beginning::Admitted | Beginning::Gone => None,
+    };
     let (handle, inbox) = unbounded_channel();
     let worker = Worker {
         node,
@@ -111,7 +126,10 @@ pub fn spawn(
         view: PodView::default(),
         cache: ViewCache::default(),
         stale: true,
-        memory: Memory::default(),
+        memory: Memory {
+            rejection,
+            ..Memory::default()
+        },
         volumes: Arc::default(),
         refresh_at: None,
         refreshing: false,
@@ -229,6 +247,10 @@ impl Worker {
         let mut wake: Option<Timestamp> = None;
         let mut due = |at: Timestamp| wake = Some(wake.map_or(at, |w| w.min(at)));
         if let Some(status) = status {
+            // Before it is told: the scheduler gives away at once what an ended pod held.
+            if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+                self.node.allocations.lock().release(model::uid(&self.pod));
+            }
             self.publish(status, now).into_iter().for_each(&mut due);
         }
         for action in actions {
@@ -252,20 +274,7 @@ impl Worker {
 
     /// Decides on the resources that the pod asks for.
     fn grant(&mut self) -> Option<resize::Pending> {
-        let node = &self.node;
-        let capacity = crate::node::status::allocatable(node.cpu_milli, node.memory);
-        let own = model::uid(&self.pod);
-        let used = || {
-            let pods = node.pods.lock();
-            let others = pods
-                .iter()
-                .filter(|(uid, pod)| uid.as_str() != own && !model::is_finished(pod));
-            others.fold([0, 0], |sum, (_, pod)| {
-                let held = resize::held(pod);
-                [sum[0] + held[0], sum[1] + held[1]]
-            })
-        };
-        let (granted, pending) = resize::granted(&self.pod, capacity, used);
+        let (granted, pending) = self.node.allocations.lock().grant(&self.pod);
         self.granted = granted;
         pending
     }
