@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::{Cluster, Options, Tool, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 fn wait_ready(tool: &Tool, pod: &str) -> Result<String> {
     tool.run(&[
@@ -268,12 +270,127 @@ spec:
     Ok(())
 }
 
+/// Pods that name their node themselves pass no scheduler; the node refuses what does not fit, and keeps what it has.
+fn admission_on_the_node(cluster: &Cluster, tool: &Tool) -> Result<()> {
+    let pod = |name: &str, spec: &str| {
+        format!(
+            r#"
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  nodeName: node1
+  terminationGracePeriodSeconds: 0
+  containers:
+    - name: main
+      image: skiff.local/busybox:1
+      command: [sleep, "3600"]
+      {spec}
+"#
+        )
+    };
+    let port = "ports: [{containerPort: 21017, hostPort: 21017}]";
+    let refused = |name: &str| {
+        eventually("the refusal", Duration::from_secs(30), || {
+            let pod = tool.json(&["get", "pod", name])?;
+            let status = &pod["status"];
+            let told = |key: &str| status[key].as_str().unwrap_or_default().to_owned();
+            Ok((told("phase") == "Failed").then(|| (told("reason"), told("message"))))
+        })
+    };
+    tool.apply(&pod("port", port))?;
+    wait_ready(tool, "port")?;
+    tool.apply(&pod("same-port", port))?;
+    let want = "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+    ensure!(refused("same-port")? == ("NodePorts".into(), want.into()));
+    tool.apply(&pod("large", r#"resources: {requests: {cpu: "4000"}}"#))?;
+    let (reason, message) = refused("large")?;
+    ensure!(
+        reason == "OutOfcpu"
+            && message.starts_with(
+                "Pod was rejected: Node didn't have enough resource: cpu, requested: 4000000, used: "
+            ),
+        "{reason}: {message}"
+    );
+    let events = tool.run(&[
+        "get",
+        "events",
+        "--field-selector=involvedObject.name=large",
+    ])?;
+    ensure!(events.contains("Warning") && events.contains("OutOfcpu"));
+
+    let started = tool.run(&["get", "pod", "port", "-o", "jsonpath={.status.startTime}"])?;
+    for pid in cluster.pids("kubelet")? {
+        kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    }
+    // It refuses again only once it has taken in what runs.
+    tool.apply(&pod("after", port))?;
+    ensure!(refused("after")?.0 == "NodePorts");
+    let status = tool.json(&["get", "pod", "port"])?["status"].take();
+    ensure!(status["phase"] == "Running" && status["startTime"] == started.as_str());
+    ensure!(status["containerStatuses"][0]["restartCount"] == 0);
+    tool.run(&["delete", "pod", "port", "same-port", "large", "after"])?;
+    tool.apply(&pod("same-port", port))?;
+    wait_ready(tool, "same-port").map(drop)
+}
+
+fn image_volumes(tool: &Tool) -> Result<()> {
+    tool.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: image-volume}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+    - name: main
+      image: skiff.local/busybox:1
+      command: [sleep, "3600"]
+      volumeMounts:
+        - {name: web, mountPath: /image}
+        - {name: web, mountPath: /users, subPath: etc/passwd}
+    - name: without
+      image: skiff.local/busybox:1
+      command: [sleep, "3600"]
+      volumeMounts: [{name: missing, mountPath: /image}]
+  volumes:
+    - name: web
+      image: {reference: "skiff.local/web:0.1"}
+    - name: missing
+      image: {reference: "skiff.local/missing:1", pullPolicy: Never}
+"#,
+    )?;
+    let state = |index: usize| -> Result<serde_json::Value> {
+        let pod = tool.json(&["get", "pod", "image-volume"])?;
+        let all = pod["status"]["containerStatuses"].as_array().cloned();
+        let named = ["main", "without"][index];
+        let found = all.into_iter().flatten().find(|s| s["name"] == named);
+        Ok(found.unwrap_or_default()["state"].take())
+    };
+    eventually("the container", Duration::from_secs(30), || {
+        Ok(state(0)?["running"].is_object().then_some(()))
+    })?;
+    let sh = |script: &str| {
+        let exec = ["exec", "image-volume", "-c", "main", "--"];
+        tool.run(&[&exec[..], &["sh", "-c", script]].concat())
+    };
+    ensure!(sh("test -x /image/web && cat /image/etc/passwd")? == sh("cat /users")?);
+    ensure!(sh("touch /image/new 2>&1 || true")?.contains("Read-only file system"));
+    eventually("the missing image", Duration::from_secs(30), || {
+        let reason = state(1)?["waiting"]["reason"].take();
+        Ok((reason == "ErrImageNeverPull").then_some(()))
+    })?;
+    tool.run(&["delete", "pod", "image-volume"]).map(drop)
+}
+
 #[test]
 fn with_kubectl() -> Result<()> {
     let cluster = Cluster::create("pods", &Options::default())?;
     let kubectl = cluster.kubectl();
     init_containers_and_volumes(&kubectl)?;
     restarts_and_probes(&kubectl)?;
+    image_volumes(&kubectl)?;
+    admission_on_the_node(&cluster, &kubectl)?;
     logs_exec_and_port_forward(&cluster, &kubectl, 18080)?;
     let client = cluster.client();
     kubectl.run(&["delete", "pod", "served", "--wait=true"])?;

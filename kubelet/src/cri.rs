@@ -310,6 +310,33 @@ impl Runtime {
             .image)
     }
 
+    /// The snapshot that the layers of an image end in; containerd tells it.
+    pub async fn chain_id(&self, image: &str) -> Result<String> {
+        let request = limited(cri::ImageStatusRequest {
+            image: Some(image_spec(image)),
+            verbose: true,
+        });
+        let info = self.images().image_status(request).await?.into_inner().info;
+        let info = info
+            .get("info")
+            .and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
+        info.as_ref()
+            .and_then(|info| info["chainID"].as_str())
+            .map(str::to_owned)
+            .ok_or_else(|| Status::unimplemented("the runtime does not tell the layers of images"))
+    }
+
+    /// The name of containerd's snapshotter, from the directory in which it keeps images.
+    pub async fn snapshotter(&self) -> Result<String> {
+        let filesystem = self.image_filesystem().await?;
+        let place = filesystem.and_then(|f| f.fs_id).map(|id| id.mountpoint);
+        place
+            .as_deref()
+            .and_then(|place| place.rsplit_once("io.containerd.snapshotter.v1."))
+            .map(|(_, name)| name.trim_end_matches('/').to_owned())
+            .ok_or_else(|| Status::unimplemented("the runtime does not tell its snapshotter"))
+    }
+
     /// Pulls without a deadline: a large image over a thin line takes what it takes.
     pub async fn pull_image(
         &self,
@@ -370,7 +397,7 @@ fn by_uid(uid: &str) -> HashMap<String, String> {
     HashMap::from([(keys::POD_UID.to_string(), uid.to_string())])
 }
 
-fn limited<T>(message: T) -> Request<T> {
+pub fn limited<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(CALL);
     request

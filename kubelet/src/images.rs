@@ -1,4 +1,4 @@
-//! Getting a container's image onto the node, by its pull policy.
+//! Getting the image of a container or of a volume onto the node, by its pull policy.
 
 use std::time::Instant;
 
@@ -11,41 +11,70 @@ use crate::model;
 use crate::objects::Kind;
 
 /// A Kubernetes waiting reason and its message.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Failure {
     pub reason: &'static str,
     pub message: String,
+    /// The image, of a container or a volume, that could not be had; empty for any other failure.
+    pub image: String,
+}
+
+/// An image by its reference, and when to pull it.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    pub image: &'a str,
+    pub policy: Option<&'a str>,
+}
+
+impl<'a> Wanted<'a> {
+    pub fn by(container: &'a Container) -> Self {
+        Wanted {
+            image: container.image.as_deref().unwrap_or_default(),
+            policy: container.image_pull_policy.as_deref(),
+        }
+    }
+
+    /// `Always` for the tag `latest` or none, else `IfNotPresent`, where the API server has not said it.
+    fn policy(&self) -> &str {
+        let last = self.image.rsplit('/').next().unwrap_or(self.image);
+        let latest =
+            !last.contains('@') && last.split_once(':').is_none_or(|(_, tag)| tag == "latest");
+        self.policy
+            .unwrap_or(if latest { "Always" } else { "IfNotPresent" })
+    }
 }
 
 pub async fn ensure(
     node: &Node,
     pod: &Pod,
-    container: &Container,
+    wanted: Wanted<'_>,
+    report: &Report<'_>,
     sandbox: cri::PodSandboxConfig,
 ) -> Result<cri::Image, Failure> {
-    let image = container.image.as_deref().unwrap_or_default();
-    let report = Report::container(node, pod, &container.name);
+    let image = wanted.image;
+    let failure = |reason, message| Failure {
+        reason,
+        message,
+        image: image.to_owned(),
+    };
     let inspect = |e: tonic::Status| {
         let reason = if e.code() == tonic::Code::InvalidArgument {
             "InvalidImageName"
         } else {
             "ImageInspectError"
         };
-        Failure {
+        failure(
             reason,
-            message: format!("Failed to inspect image \"{image}\": {}", e.message()),
-        }
+            format!("Failed to inspect image \"{image}\": {}", e.message()),
+        )
     };
     let present = node.runtime.image_status(image).await.map_err(inspect)?;
-    match (policy(container), present) {
+    match (wanted.policy(), present) {
         ("Never", None) => {
             let message =
                 format!("Container image \"{image}\" is not present with pull policy of Never");
             report.warning("ErrImageNeverPull", &message);
-            return Err(Failure {
-                reason: "ErrImageNeverPull",
-                message,
-            });
+            return Err(failure("ErrImageNeverPull", message));
         }
         ("Never" | "IfNotPresent", Some(found)) => {
             report.normal("Pulled", &format!("Container image \"{image}\" already present on machine and can be accessed by the pod"));
@@ -62,30 +91,16 @@ pub async fn ensure(
             &format!("Failed to pull image \"{image}\": {message}"),
         );
         report.warning("Failed", "Error: ErrImagePull");
-        return Err(Failure {
-            reason: "ErrImagePull",
-            message,
-        });
+        return Err(failure("ErrImagePull", message));
     }
     let found = node.runtime.image_status(image).await.map_err(inspect)?;
-    let found = found.ok_or_else(|| Failure {
-        reason: "ErrImagePull",
-        message: format!("image \"{image}\" vanished after it was pulled"),
+    let found = found.ok_or_else(|| {
+        let message = format!("image \"{image}\" vanished after it was pulled");
+        failure("ErrImagePull", message)
     })?;
     let took = go_duration(started.elapsed().as_millis());
     report.normal("Pulled", &format!("Successfully pulled image \"{image}\" in {took} ({took} including waiting). Image size: {} bytes.", found.size));
     Ok(found)
-}
-
-/// `Always` for the tag `latest` or none, else `IfNotPresent`, where the API server has not said it.
-fn policy(container: &Container) -> &str {
-    let image = container.image.as_deref().unwrap_or_default();
-    let last = image.rsplit('/').next().unwrap_or(image);
-    let latest = !last.contains('@') && last.split_once(':').is_none_or(|(_, tag)| tag == "latest");
-    container
-        .image_pull_policy
-        .as_deref()
-        .unwrap_or(if latest { "Always" } else { "IfNotPresent" })
 }
 
 async fn pull(
@@ -220,7 +235,7 @@ mod tests {
                 image: Some(image.into()),
                 ..Default::default()
             };
-            assert_eq!(policy(&c), want, "{image}");
+            assert_eq!(Wanted::by(&c).policy(), want, "{image}");
         }
     }
 

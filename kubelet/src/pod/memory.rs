@@ -46,6 +46,8 @@ pub struct StartFailure {
     /// A Kubernetes waiting reason: `ErrImagePull`, `CreateContainerConfigError`, ...
     pub reason: &'static str,
     pub message: String,
+    /// The image that could not be had, if that is what failed.
+    pub image: String,
     pub backoff: Backoff,
 }
 

@@ -13,6 +13,7 @@ use crate::container::{files, sandbox};
 use crate::context::{Node, Report};
 use crate::model::{self, Limits};
 use crate::resources;
+use crate::volumes::image;
 
 /// No container gets less time than this between TERM and KILL, as with Kubernetes.
 const LEAST_GRACE: i64 = 2;
@@ -104,8 +105,9 @@ pub async fn kill(
 /// Frees what the node holds for a pod without containers: mounts and cgroup, and unless
 /// logs are to be kept, every directory.
 pub async fn clean_up(node: Arc<Node>, pod: Arc<Pod>, keep_logs: bool) -> Result<(), String> {
+    let dir = files::pod_dir(&node.flags.root_dir, &pod);
+    image::release(&node.runtime, &dir).await?;
     let work = move || -> std::io::Result<()> {
-        let dir = files::pod_dir(&node.flags.root_dir, &pod);
         files::remove_tree(&dir.join("volume-subpaths"))?;
         if keep_logs {
             files::remove_tree(&dir.join("volumes"))?;

@@ -322,6 +322,7 @@ fn failed_pulls_back_off() {
         StartFailure {
             reason: "ErrImagePull",
             message: "no".into(),
+            image: "i".into(),
             backoff,
         },
     );

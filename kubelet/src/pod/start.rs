@@ -13,8 +13,9 @@ use crate::container::files::{self, MountFacts, VolumePaths};
 use crate::container::{sandbox, security};
 use crate::context::{Node, Report};
 use crate::handlers;
-use crate::images::{self, Failure};
+use crate::images::{self, Failure, Wanted};
 use crate::model::{self, SandboxView};
+use crate::volumes::image;
 
 pub struct Start<'a> {
     pub node: &'a Node,
@@ -39,14 +40,19 @@ pub async fn run(start: Start<'_>) -> Result<(), Failure> {
     } = &start;
     let report = Report::container(node, pod, &container.name);
     let sandbox_config = sandbox::config(pod, sandbox.attempt, &node.sandbox_facts(pod));
-    let image = images::ensure(node, pod, container, sandbox_config.clone()).await?;
-    let config = configure(&start, &image).await.map_err(|message| {
-        report.warning("Failed", &format!("Error: {message}"));
-        Failure {
-            reason: "CreateContainerConfigError",
-            message,
-        }
-    })?;
+    let volumes = image_volumes(&start, &report, &sandbox_config).await?;
+    let wanted = Wanted::by(container);
+    let image = images::ensure(node, pod, wanted, &report, sandbox_config.clone()).await?;
+    let config = configure(&start, &image, &volumes)
+        .await
+        .map_err(|message| {
+            report.warning("Failed", &format!("Error: {message}"));
+            Failure {
+                reason: "CreateContainerConfigError",
+                message,
+                ..Failure::default()
+            }
+        })?;
     let failed = |reason: &'static str| {
         let report = &report;
         move |e: tonic::Status| {
@@ -54,6 +60,7 @@ pub async fn run(start: Start<'_>) -> Result<(), Failure> {
             Failure {
                 reason,
                 message: e.message().to_string(),
+                ..Failure::default()
             }
         }
     };
@@ -107,14 +114,56 @@ pub async fn run(start: Start<'_>) -> Result<(), Failure> {
         return Err(Failure {
             reason: "PostStartHookError",
             message,
+            ..Failure::default()
         });
     }
     Ok(())
 }
 
+/// The pod's volumes, with those that are images where the container has them: for each start they are pulled by their
+/// policy, as its own image is.
+async fn image_volumes(
+    start: &Start<'_>,
+    report: &Report<'_>,
+    sandbox: &k8s_cri::v1::PodSandboxConfig,
+) -> Result<VolumePaths, Failure> {
+    let (node, pod) = (start.node, start.pod);
+    let mut volumes = start.volumes.clone();
+    let mounts = start.container.volume_mounts.as_deref().unwrap_or_default();
+    let dir = files::pod_dir(&node.flags.root_dir, pod);
+    for volume in model::spec(pod).volumes.iter().flatten() {
+        let Some(source) = &volume.image else {
+            continue;
+        };
+        if !mounts.iter().any(|m| m.name == volume.name) {
+            continue;
+        }
+        let wanted = Wanted {
+            image: source.reference.as_deref().unwrap_or_default(),
+            policy: source.pull_policy.as_deref(),
+        };
+        let about = Report::pod(node, pod);
+        let image = images::ensure(node, pod, wanted, &about, sandbox.clone()).await?;
+        let at = image::mount(&node.runtime, &dir, &volume.name, &image.id)
+            .await
+            .map_err(|e| {
+                let message = format!("failed to mount image \"{}\": {e}", wanted.image);
+                report.warning("Failed", &format!("Error: {message}"));
+                Failure {
+                    reason: "CreateContainerError",
+                    message,
+                    ..Failure::default()
+                }
+            })?;
+        volumes.insert(volume.name.clone(), (at, true));
+    }
+    Ok(volumes)
+}
+
 async fn configure(
     start: &Start<'_>,
     image: &k8s_cri::v1::Image,
+    volumes: &VolumePaths,
 ) -> Result<k8s_cri::v1::ContainerConfig, String> {
     let Start {
         node,
@@ -149,7 +198,7 @@ async fn configure(
     let dir = files::pod_dir(&node.flags.root_dir, pod);
     let facts = MountFacts {
         pod_dir: &dir,
-        volumes: start.volumes,
+        volumes,
         cluster_domain: &node.flags.cluster_domain,
         pod_ips: ips,
         attempt: start.attempt,

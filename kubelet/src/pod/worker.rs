@@ -447,9 +447,8 @@ impl Worker {
             Action::ReportBackoff { name, key, image } => {
                 let report = Report::container(&node, &pod, &name);
                 if image {
-                    let image = model::any_container(&pod, &name)
-                        .and_then(|c| c.image)
-                        .unwrap_or_default();
+                    let failure = self.memory.failures.get(&name);
+                    let image = failure.map(|f| f.image.as_str()).unwrap_or_default();
                     report.normal("BackOff", &format!("Back-off pulling image \"{image}\""));
                     report.warning("Failed", "Error: ImagePullBackOff");
                 } else {
@@ -516,7 +515,7 @@ impl Worker {
             };
             let cancelled = || Failure {
                 reason: "Cancelled",
-                message: String::new(),
+                ..Failure::default()
             };
             let result = tokio::select! {
                 result = super::start::run(start) => result,
@@ -731,6 +730,7 @@ impl Worker {
             StartFailure {
                 reason: failure.reason,
                 message: failure.message,
+                image: failure.image,
                 backoff,
             },
         );

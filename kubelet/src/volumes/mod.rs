@@ -4,6 +4,7 @@
 
 pub mod atomic;
 pub mod claims;
+pub mod image;
 pub mod local;
 pub mod projected;
 
@@ -87,6 +88,10 @@ async fn one(
         let in_memory = plugin != "configmap";
         atomic::write(&path, &content, owner, in_memory).map_err(|e| e.to_string())?;
         return Ok((path, true));
+    }
+    if volume.image.is_some() {
+        // Nothing yet: it is pulled and mounted for each container that has it, when that starts.
+        return Ok((image::place(dir, &volume.name), true));
     }
     if let Some(claim) = claims::claim_name(pod, volume) {
         return claims::resolve(node, pod, &claim).await;
