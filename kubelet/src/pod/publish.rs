@@ -34,8 +34,13 @@ pub fn status_patch(pod: &Pod, status: &PodStatus) -> Option<Value> {
         .filter(|(k, v)| before.get(*k) != Some(v))
         .map(|(k, v)| (k.clone(), v.clone()))
         .collect();
-    if let Some(Value::Array(list)) = changed.get_mut("conditions") {
-        *list = changed_conditions(before.get("conditions"), list);
+    if let Some(Value::Array(list)) = changed.get("conditions") {
+        let list = changed_conditions(before.get("conditions"), list);
+        // Conditions in another order are the same ones.
+        match list.is_empty() {
+            true => changed.remove("conditions"),
+            false => changed.insert("conditions".into(), Value::Array(list)),
+        };
     }
     for key in before.keys().filter(|k| !after.contains_key(*k)) {
         changed.insert(key.clone(), Value::Null);
@@ -140,6 +145,19 @@ mod tests {
             json!({"metadata": {"uid": "u"}, "status": {"phase": "Running", "podIPs": [{"$patch": "replace"}, {"ip": "2"}], "reason": null}})
         );
     }
+
+    #[test]
+    fn the_order_of_conditions_is_no_difference() {
+        let conditions = |order: [&str; 2]| {
+            let of = |type_: &str| json!({"type": type_, "status": "True"});
+            json!({"conditions": order.map(of)})
+        };
+        let pod = json!({"metadata": {"name": "p"}, "status": conditions(["A", "B"])});
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        let status: PodStatus = serde_json::from_value(conditions(["B", "A"])).unwrap();
+        assert_eq!(status_patch(&pod, &status), None);
+    }
+
     #[test]
     fn conditions_lose_what_they_no_longer_have() {
         let before = json!([{"type": "A", "status": "False", "reason": "x"}, {"type": "B", "status": "True"},
