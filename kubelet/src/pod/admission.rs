@@ -33,6 +33,8 @@ pub enum Failure {
     Insufficient(Insufficient),
     /// A predicate by its name, and what it says.
     Predicate(&'static str, &'static str),
+    /// No room could be made for a critical pod.
+    NoRoom(String),
 }
 
 pub const NODE_AFFINITY: Failure = Failure::Predicate(
@@ -53,6 +55,12 @@ impl Failure {
         let (reason, message) = match self {
             Failure::Unsupported { reason, message } => (reason.to_string(), message.to_string()),
             Failure::Insufficient(r) => (format!("OutOf{}", r.name), r.to_string()),
+            Failure::NoRoom(why) => (
+                "UnexpectedAdmissionError".to_string(),
+                format!(
+                    "Unexpected error while attempting to recover from admission failure: {why}"
+                ),
+            ),
             Failure::Predicate(name, says) => {
                 (name.to_string(), format!("Predicate {name} failed: {says}"))
             }

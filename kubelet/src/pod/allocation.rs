@@ -10,7 +10,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, Pod};
 
 use super::admission::{self, Failure, Host, HostPort};
-use super::resize;
+use super::{preemption, resize};
 use crate::model;
 use crate::resources::{self, Amounts};
 
@@ -59,15 +59,44 @@ impl Allocations {
     }
 
     /// Gives a new pod its part of the node, or says all that stands against it. Of what devices and their like add to
-    /// the node, only the API knows: `node` has it.
-    pub fn admit(&mut self, pod: &Pod, node: &Node) -> Vec<Failure> {
+    /// the node, only the API knows: `node` has it. The pods that it gives back hold nothing any more, and have to end
+    /// for the new one.
+    pub fn admit(&mut self, pod: &Pod, node: &Node) -> Result<Vec<Arc<Pod>>, Vec<Failure>> {
         let host = Host::new(node, &self.allocatable);
         let failures = admission::failures(pod, &host, &self.others(model::uid(pod)));
-        if failures.is_empty() {
-            self.pods
-                .insert(model::uid(pod).to_owned(), Arc::new(pod.clone()));
+        let victims = self.make_room(pod, failures)?;
+        for victim in &victims {
+            self.release(model::uid(victim));
         }
-        failures
+        self.pods
+            .insert(model::uid(pod).to_owned(), Arc::new(pod.clone()));
+        Ok(victims)
+    }
+
+    /// The pods that have to go so that nothing stands against the new one any more: none, unless it is critical and
+    /// lacks nothing but resources.
+    fn make_room(&self, pod: &Pod, failures: Vec<Failure>) -> Result<Vec<Arc<Pod>>, Vec<Failure>> {
+        if failures.is_empty() {
+            return Ok(Vec::new());
+        }
+        if !preemption::is_critical(pod) {
+            return Err(failures);
+        }
+        let (mut lacking, mut others) = (Vec::new(), Vec::new());
+        for failure in failures {
+            match failure {
+                Failure::Insufficient(r) => lacking.push(r),
+                other => others.push(other),
+            }
+        }
+        if !others.is_empty() {
+            return Err(others);
+        }
+        let all = self
+            .pods
+            .values()
+            .filter(|p| model::uid(p) != model::uid(pod));
+        preemption::victims(pod, all, &lacking).map_err(|why| vec![Failure::NoRoom(why)])
     }
 
     /// Takes in a pod that had been admitted before this kubelet started, with what it was granted then.
@@ -115,7 +144,10 @@ mod tests {
         let node = Node::default();
         let capacity = [("cpu".to_owned(), 2000), ("pods".to_owned(), 3)];
         let mut all = Allocations::new(capacity.into());
-        let admit = |all: &mut Allocations, pod: &Arc<Pod>| reasons(&all.admit(pod, &node));
+        let admit = |all: &mut Allocations, pod: &Arc<Pod>| {
+            all.admit(pod, &node)
+                .map_or_else(|failures| reasons(&failures), |_| Vec::new())
+        };
         let none: Vec<String> = Vec::new();
         let status = json!({"containerStatuses": [{"name": "a", "image": "", "imageID": "", "ready": true,
             "restartCount": 0, "allocatedResources": {"cpu": "500m"}}]});
@@ -145,5 +177,34 @@ mod tests {
         // What was granted is held before any status has told it.
         assert_eq!(admit(&mut all, &pod("e", "1001m", json!({}))), ["OutOfcpu"]);
         assert_eq!(admit(&mut all, &pod("e", "1000m", json!({}))), none);
+    }
+
+    #[test]
+    fn critical_pods_make_room_for_themselves() {
+        let node = Node::default();
+        let capacity = [("cpu".to_owned(), 2000), ("pods".to_owned(), 9)];
+        let mut all = Allocations::new(capacity.into());
+        let critical = |cpu: &str, selector: Value| {
+            let mut pod = Pod::clone(&pod("critical", cpu, json!({})));
+            let spec = pod.spec.as_mut().unwrap();
+            spec.priority = Some(2_000_000_000);
+            spec.node_selector = serde_json::from_value(selector).unwrap();
+            pod
+        };
+        for (name, cpu) in [("a", "500m"), ("b", "1500m")] {
+            assert!(all.admit(&pod(name, cpu, json!({})), &node).is_ok());
+        }
+        let refused = all.admit(&critical("3", json!({})), &node).unwrap_err();
+        assert_eq!(reasons(&refused), ["UnexpectedAdmissionError"]);
+        let refused = all.admit(&critical("1", json!({"zone": "a"})), &node);
+        assert_eq!(reasons(&refused.unwrap_err()), ["NodeAffinity"]);
+        let victims = all.admit(&critical("1", json!({})), &node).unwrap();
+        assert_eq!(
+            victims.iter().map(|p| model::name(p)).collect::<Vec<_>>(),
+            ["b"]
+        );
+        // What the victim held is gone to the critical pod but for a rest.
+        assert!(all.admit(&pod("c", "500m", json!({})), &node).is_ok());
+        assert!(all.admit(&pod("d", "1m", json!({})), &node).is_err());
     }
 }

@@ -14,10 +14,11 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Container, Node as ApiNode, Pod, PodSpec};
 use kube::api::{Api, ObjectMeta};
 use kube::runtime::watcher::{Config, Event};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::admission;
+use super::admission::{self, Failure};
 use super::worker::{self, Beginning, Message};
+use super::{plan, preemption};
 use crate::context::{Node, Report, RuntimeState};
 use crate::model::{self, keys};
 use crate::runtime_events::RuntimeEvent;
@@ -170,22 +171,44 @@ impl Manager {
 
     async fn admit(&self, pod: &Pod) -> Beginning {
         let admit = |on: &ApiNode| self.node.allocations.lock().admit(pod, on);
-        let mut failures = admit(&self.node.api_node());
-        if failures == [admission::NODE_AFFINITY] {
+        let mut admitted = admit(&self.node.api_node());
+        if admitted
+            .as_ref()
+            .is_err_and(|f| *f == [admission::NODE_AFFINITY])
+        {
             // A label may be newer than what has been heard of the node.
             let api = Api::<ApiNode>::all(self.node.client.clone());
             let fresh = tokio::time::timeout(FRESH, api.get(&self.node.name)).await;
             if let Ok(Ok(fresh)) = fresh {
-                failures = admit(&fresh);
+                admitted = admit(&fresh);
             }
         }
-        let Some(failure) = failures.first() else {
+        let failures = match admitted {
+            Ok(victims) => return self.preempt(&victims),
+            Err(failures) => failures,
+        };
+        let Some(rejection) = failures.first().map(Failure::rejection) else {
             return Beginning::Admitted;
         };
-        let rejection = failure.rejection();
         tracing::info!(pod = model::name(pod), ?rejection, "refused");
         Report::pod(&self.node, pod).warning(&rejection.reason, &rejection.message);
         Beginning::Rejected(rejection)
+    }
+
+    /// Ends these pods; the one that they make room for begins after them.
+    fn preempt(&self, victims: &[Arc<Pod>]) -> Beginning {
+        if victims.is_empty() {
+            return Beginning::Admitted;
+        }
+        let (told, ended) = unbounded_channel();
+        for victim in victims {
+            tracing::info!(pod = model::name(victim), "preempted for a critical pod");
+            Report::pod(&self.node, victim).warning(preemption::REASON, preemption::MESSAGE);
+            self.tell(model::uid(victim), Message::Preempt(told.clone()));
+        }
+        let grace = victims.iter().map(|v| plan::grace_of(v, None)).max();
+        let grace = u64::try_from(grace.unwrap_or_default()).unwrap_or_default();
+        Beginning::After(ended, Duration::from_secs((grace + grace / 2).max(10)))
     }
 
     fn start(&mut self, pod: Arc<Pod>, beginning: Beginning) {

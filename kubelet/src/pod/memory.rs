@@ -83,6 +83,8 @@ pub enum Setup {
 pub struct Memory {
     /// Why the node has refused the pod.
     pub rejection: Option<Rejection>,
+    /// It has to end for the sake of a critical pod.
+    pub preempted: bool,
     pub setup: Option<Setup>,
     /// Stopping or removing sandboxes, cleaning up, or deleting from the API.
     pub teardown: bool,

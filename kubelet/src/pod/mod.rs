@@ -7,6 +7,7 @@ pub mod manager;
 pub mod memory;
 pub mod ops;
 pub mod plan;
+pub mod preemption;
 pub mod publish;
 pub mod resize;
 pub mod start;

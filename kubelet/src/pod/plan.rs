@@ -90,7 +90,7 @@ pub enum Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     Active,
-    /// Ran to its end (or past its deadline), or was refused, but not deleted: kept for its logs and status.
+    /// Ran to its end (or past its deadline), was refused or preempted, but not deleted: kept for its logs and status.
     Finished,
     Deleting,
     Gone,
@@ -102,6 +102,7 @@ pub fn stage(o: &Observed) -> Stage {
     } else if o.pod.metadata.deletion_timestamp.is_some() {
         Stage::Deleting
     } else if o.memory.rejection.is_some()
+        || o.memory.preempted
         || model::is_finished(o.pod)
         || status::deadline_exceeded(o)
         || matches!(status::natural_phase(o), "Succeeded" | "Failed")

@@ -596,6 +596,32 @@ fn debug_containers_start_once_and_decide_nothing() {
 }
 
 #[test]
+fn a_preempted_pod_ends_before_it_has_failed() {
+    let mut scene = Scene::two().running("a").exited("b", 0);
+    scene.memory.preempted = true;
+    assert_eq!(
+        (scene.phase().as_str(), scene.plan().as_str()),
+        ("Running", "kill a0 30")
+    );
+    scene.view.containers.clear();
+    let scene = scene.exited("a", 137).exited("b", 0);
+    let status = scene.status();
+    let told = [status.phase, status.reason, status.message].map(Option::unwrap);
+    let message = "Preempted in order to admit critical pod";
+    assert_eq!(told, ["Failed", "Preempting", message]);
+    let conditions = status.conditions.unwrap();
+    let target = conditions.iter().find(|c| c.type_ == "DisruptionTarget");
+    assert_eq!(
+        target.unwrap().reason.as_deref(),
+        Some("TerminationByKubelet")
+    );
+    // What has been told stays, also with a kubelet that did not see it.
+    let mut told = scene.told();
+    told.memory.preempted = false;
+    assert_eq!(json!(told.status()), json!(told.pod.status));
+}
+
+#[test]
 fn a_refused_pod_never_starts() {
     let mut scene = Scene::new(json!({"containers": [{"name": "a"}]}));
     let scheduled =

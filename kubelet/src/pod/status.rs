@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{
 
 use super::memory::StartFailure;
 use super::plan::{self, Observed};
-use super::resize;
+use super::{preemption, resize};
 use crate::model::{self, ContainerView, RunState};
 use crate::resources;
 
@@ -65,6 +65,10 @@ pub fn pod_status(o: &Observed, node: &NodeFacts) -> PodStatus {
         status.reason = Some("DeadlineExceeded".into());
         status.message =
             Some("Pod was active on the node longer than the specified deadline".into());
+    }
+    if o.memory.preempted && phase == "Failed" && !model::is_finished(o.pod) {
+        status.reason = Some(preemption::REASON.into());
+        status.message = Some(preemption::MESSAGE.into());
     }
     status.conditions = Some(conditions(o, &old, phase, &inits, &mains));
     status.container_statuses = Some(mains);
@@ -158,6 +162,7 @@ fn phase(o: &Observed, inits: &[ContainerStatus], mains: &[ContainerStatus]) -> 
         Some("Failed") => "Failed",
         // Told only when all is over: until then the pod still uses its resources.
         _ if deadline_exceeded(o) => "Failed",
+        _ if o.memory.preempted && !still => "Failed",
         _ if ending && !still => match container_phase(o, inits, mains, true) {
             "Succeeded" => "Succeeded",
             _ => "Failed",
@@ -417,6 +422,7 @@ fn from_view(
     s.last_state = previous.map(|p| terminated(node, p));
     let active = o.pod.metadata.deletion_timestamp.is_none()
         && !model::is_finished(o.pod)
+        && !o.memory.preempted
         && !deadline_exceeded(o);
     let failure = o.memory.failures.get(&container.name).filter(|_| active);
     s.state = Some(match c.state {
@@ -622,9 +628,15 @@ fn conditions(
     let resize = resize.into_iter().filter_map(|(type_, found)| {
         found.map(|(reason, message)| (type_, (true, reason, message)))
     });
+    let preempted = o.memory.preempted.then(|| {
+        let message = "Pod was preempted by Kubelet to accommodate a critical pod.";
+        let verdict = (true, "TerminationByKubelet", message.to_owned());
+        ("DisruptionTarget", verdict)
+    });
     let ours: Vec<PodCondition> = computed
         .into_iter()
         .chain(resize)
+        .chain(preempted)
         .map(|(type_, (ok, reason, message))| condition(o, before, type_, ok, reason, message))
         .collect();
     let foreign = before

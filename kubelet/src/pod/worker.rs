@@ -40,6 +40,8 @@ pub enum Message {
     Refresh,
     /// Something may have been missed, or the node's state has changed.
     Look,
+    /// The pod has to end for another, which starts when the sender is dropped.
+    Preempt(UnboundedSender<()>),
 }
 
 /// How an operation ended.
@@ -93,6 +95,8 @@ pub struct Worker {
     probes: HashMap<String, Probes>,
     /// Exits that were announced but do not show yet, with the time to stop waiting for them.
     expected: HashMap<String, Instant>,
+    /// Dropped when this pod has ended: others wait for that.
+    preemptors: Vec<UnboundedSender<()>>,
     inbox: UnboundedReceiver<Message>,
     handle: UnboundedSender<Message>,
 }
@@ -101,6 +105,8 @@ pub struct Worker {
 #[derive(Debug)]
 pub enum Beginning {
     Admitted,
+    /// As soon as the pods have ended that were preempted for it, and after this time in any case.
+    After(UnboundedReceiver<()>, Duration),
     Rejected(Rejection),
     /// Only the runtime still knows the pod.
     Gone,
@@ -113,9 +119,10 @@ pub fn spawn(
     beginning: Beginning,
 ) -> (UnboundedSender<Message>, tokio::task::JoinHandle<()>) {
     let gone = matches!(beginning, Beginning::Gone);
-    let rejection = match beginning {
-        Beginning::Rejected(rejection) => Some(rejection),
-        Beginning::Admitted | Beginning::Gone => None,
+    let (rejection, room) = match beginning {
+        Beginning::Rejected(rejection) => (Some(rejection), None),
+        Beginning::After(ended, limit) => (None, Some((ended, limit))),
+        Beginning::Admitted | Beginning::Gone => (None, None),
     };
     let (handle, inbox) = unbounded_channel();
     let worker = Worker {
@@ -141,10 +148,18 @@ pub fn spawn(
         cancel: CancellationToken::new(),
         probes: HashMap::new(),
         expected: HashMap::new(),
+        preemptors: Vec::new(),
         inbox,
         handle: handle.clone(),
     };
-    (handle, tokio::spawn(worker.run()))
+    let task = async move {
+        if let Some((mut ended, limit)) = room {
+            // Nothing is ever sent: the end of the channel is the news. A pod that does not end is waited for no longer.
+            let _ = tokio::time::timeout(limit, ended.recv()).await;
+        }
+        worker.run().await;
+    };
+    (handle, tokio::spawn(task))
 }
 
 impl Worker {
@@ -250,6 +265,7 @@ impl Worker {
             // Before it is told: the scheduler gives away at once what an ended pod held.
             if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
                 self.node.allocations.lock().release(model::uid(&self.pod));
+                self.preemptors.clear();
             }
             self.publish(status, now).into_iter().for_each(&mut due);
         }
@@ -303,6 +319,10 @@ impl Worker {
             Message::Pod(pod) => self.adopt(pod),
             Message::Gone => self.gone = true,
             Message::Look => self.stale = true,
+            Message::Preempt(ended) => {
+                self.memory.preempted = true;
+                self.preemptors.push(ended);
+            }
             Message::Refresh if !self.memory.volumes_ready => self.memory.setup_failure = None,
             Message::Refresh => self.refresh(),
             Message::Exited(id) => {
