@@ -54,11 +54,7 @@ pub async fn memory_empty(setting: &Setting) -> Result<Vec<Figure>> {
 /// With scheduler and controller manager, settled.
 async fn full(mut plane: Plane) -> Result<Plane> {
     plane.run("scheduler", &[])?;
-    let mut flags = plane.manager_flags();
-    if !plane.is_kubernetes() {
-        flags.retain(|(flag, _)| *flag != "service-account-private-key-file");
-    }
-    plane.run("controller-manager", &flags)?;
+    plane.run("controller-manager", &plane.manager_flags())?;
     service_account(&plane.client).await?;
     tokio::time::sleep(REST).await;
     Ok(plane)
