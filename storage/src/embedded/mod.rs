@@ -18,7 +18,7 @@ mod rewrite;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -74,6 +74,10 @@ struct Shared {
     index: RwLock<Index>,
     hub: Hub,
     closed: AtomicBool,
+    /// Whose turn it is to write to the disk: the writer's, or that of the background copy.
+    turn: Mutex<()>,
+    /// Bytes of keys and values that have been written since the store was opened.
+    written: AtomicU64,
 }
 
 /// A store in one file.
@@ -105,6 +109,8 @@ impl Embedded {
             hub: Hub::new(index.revision),
             index: RwLock::new(index),
             closed: AtomicBool::new(false),
+            turn: Mutex::new(()),
+            written: AtomicU64::new(0),
         });
         let (requests, receiver) = mpsc::channel();
         let writer = Writer::new(

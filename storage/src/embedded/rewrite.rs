@@ -1,12 +1,15 @@
 //! Giving room back to the disk. redb reuses free pages but keeps most of them; after much was deleted, the file is
-//! mostly air. Then the records that are left are copied into a new file, in the background and in small portions, and
-//! the writer catches up on the little that happened meanwhile and puts the new file in the old one's place.
+//! mostly air. Then the records that are left are copied into a new file, in the background and in small portions, each
+//! between two commits of the writer, which in the end adds the little that is missing and puts the new file in the old
+//! one's place.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use parking_lot::MutexGuard;
 use redb::Database;
 
 use super::Shared;
@@ -19,7 +22,7 @@ const MIN_FILE: u64 = 8 << 20;
 const PORTION: u64 = 1 << 20;
 /// How much may be left for the writer to copy.
 const REST: u64 = 256 << 10;
-/// How often to go after what happened during the copying, before the writer has to take what is left.
+/// How often to catch up with the writer, before it has to take what is left.
 const ROUNDS: usize = 16;
 
 /// A new file that has everything before revision `next`.
@@ -71,22 +74,25 @@ pub(super) fn copy(shared: &Arc<Shared>) -> Result<Rewritten> {
         next: 0,
         bytes: 0,
     };
-    for _ in 0..ROUNDS {
-        let mut bytes = 0;
-        loop {
-            // A new one for every portion: as long as one is held, no page that the writer frees is used again, and the
-            // old file would grow by everything that is written during the copying.
-            let snapshot = latest(shared)?;
-            let copied = portion(&mut new, &snapshot, PORTION, |tables, first| match first {
-                true => tables.copy_state(&snapshot),
-                false => Ok(()),
-            })?;
-            bytes += copied.0;
-            if !copied.1 {
-                break;
-            }
-        }
-        if bytes <= REST {
+    let (mut rounds, mut seen) = (ROUNDS, shared.written.load(Ordering::Relaxed));
+    loop {
+        // The writer and this take turns: each fsync has the disk to itself.
+        let turn = shared.turn.lock();
+        let written = shared.written.load(Ordering::Relaxed);
+        // More than was written meanwhile, or a busy writer would never be caught up with, and both files grow.
+        let limit = PORTION.max(2 * (written - seen));
+        seen = written;
+        // A new one for every portion: as long as one is held, no page that the writer frees is used again, and the
+        // old file would grow by everything that is written during the copying.
+        let snapshot = latest(shared)?;
+        let (bytes, more) = portion(&mut new, &snapshot, limit, |tables, first| match first {
+            true => tables.copy_state(&snapshot),
+            false => Ok(()),
+        })?;
+        drop(snapshot);
+        MutexGuard::unlock_fair(turn);
+        rounds -= usize::from(!more);
+        if !more && (bytes <= REST || rounds == 0) {
             break;
         }
     }

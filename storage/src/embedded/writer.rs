@@ -13,7 +13,7 @@ use std::sync::{Arc, atomic::Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use parking_lot::RwLockReadGuard;
+use parking_lot::{MutexGuard, RwLockReadGuard};
 use tokio::sync::oneshot;
 
 use super::file::{self, Cleaned, Kind, Record, Snapshot, Tables, fault};
@@ -220,6 +220,7 @@ impl Writer {
 
     fn try_commit(&mut self, writes: Vec<Change>) -> Result<Vec<Outcome>> {
         let shared = self.shared.clone();
+        let turn = shared.turn.lock();
         let database = shared.database.read();
         let Some(database) = &*database else {
             return Err(shared.gone());
@@ -257,6 +258,8 @@ impl Writer {
             return Ok(outcomes);
         }
         transaction.commit().map_err(fault)?;
+        shared.written.fetch_add(bytes, Ordering::Relaxed);
+        MutexGuard::unlock_fair(turn);
         self.publish(events, slots, revision, cleaned);
         self.total_bytes += bytes;
         self.tidy(revision);
