@@ -14,7 +14,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use kube::api::PropagationPolicy;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::frame::{Context, Result, WORKERS, work};
 use crate::informers::SERVICE;
@@ -235,6 +235,17 @@ pub fn slice_ports(slice: &EndpointSlice) -> Vec<Port> {
     ports
 }
 
+/// Ports as a slice has them: the reverse of [`slice_ports`].
+pub fn endpoint_ports(ports: &[Port]) -> Vec<EndpointPort> {
+    let port = |p: &Port| EndpointPort {
+        name: Some(p.name.clone()),
+        port: Some(p.port),
+        protocol: Some(p.protocol.clone()),
+        app_protocol: p.app_protocol.clone(),
+    };
+    ports.iter().map(port).collect()
+}
+
 /// The Service's labels, and those that name it.
 fn labels(service: &Service) -> BTreeMap<String, String> {
     let mut labels = service.metadata.labels.clone().unwrap_or_default();
@@ -253,12 +264,6 @@ fn new_slice(
     ports: &[Port],
     endpoints: Vec<Endpoint>,
 ) -> EndpointSlice {
-    let ports = ports.iter().map(|p| EndpointPort {
-        name: Some(p.name.clone()),
-        port: Some(p.port),
-        protocol: Some(p.protocol.clone()),
-        app_protocol: p.app_protocol.clone(),
-    });
     EndpointSlice {
         metadata: ObjectMeta {
             generate_name: Some(format!("{}-", service.name_any())),
@@ -269,7 +274,7 @@ fn new_slice(
         },
         address_type: address_type.to_owned(),
         endpoints: Some(endpoints),
-        ports: Some(ports.collect()),
+        ports: Some(endpoint_ports(ports)),
     }
 }
 
@@ -386,12 +391,17 @@ async fn reconcile(context: &Context, key: String) -> Result<Next> {
             .and_then(|n| n.labels().get(ZONE).cloned())
     };
     for action in plan(&service, &pods, &zone, &slices) {
-        act(context, &action).await?;
+        act(context, &action, change).await?;
     }
     Ok(Next::Done)
 }
 
-async fn act(context: &Context, action: &Action) -> Result<()> {
+/// Does what was planned. `change` gives the patch that makes one slice say what another one does, if any.
+pub async fn act(
+    context: &Context,
+    action: &Action,
+    change: fn(&EndpointSlice, &EndpointSlice) -> Option<Value>,
+) -> Result<()> {
     let slices = context.informers().endpoint_slices();
     match action {
         Action::Create(slice) => slices
@@ -399,16 +409,20 @@ async fn act(context: &Context, action: &Action) -> Result<()> {
             .await
             .map(drop),
         Action::Delete(slice) => slices.delete(slice, PropagationPolicy::Background).await,
-        Action::Update(slice, next) => {
-            let wanted: HashSet<&String> = next.labels().keys().collect();
-            let mut labels = json!(next.metadata.labels);
-            for gone in slice.labels().keys().filter(|k| !wanted.contains(k)) {
-                labels[gone] = json!(null);
-            }
-            let patch = json!({"metadata": {"labels": labels}, "endpoints": next.endpoints, "ports": next.ports});
-            slices.patch_exact(slice, patch).await
-        }
+        Action::Update(slice, next) => match change(slice, next) {
+            Some(patch) => slices.patch_exact(slice, patch).await,
+            None => Ok(()),
+        },
     }
+}
+
+fn change(slice: &EndpointSlice, next: &EndpointSlice) -> Option<Value> {
+    let wanted: HashSet<&String> = next.labels().keys().collect();
+    let mut labels = json!(next.metadata.labels);
+    for gone in slice.labels().keys().filter(|k| !wanted.contains(k)) {
+        labels[gone] = json!(null);
+    }
+    Some(json!({"metadata": {"labels": labels}, "endpoints": next.endpoints, "ports": next.ports}))
 }
 
 #[cfg(test)]

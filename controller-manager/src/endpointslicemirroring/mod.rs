@@ -14,10 +14,9 @@ use client::events::{EventType, Recorder, reference};
 use client::{CancellationToken, Next, WorkQueue, key_of};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
-use kube::api::PropagationPolicy;
 use serde_json::{Value, json};
 
-use crate::endpointslice::{Action, MANAGED_BY, SERVICE_NAME};
+use crate::endpointslice::{MANAGED_BY, SERVICE_NAME, act};
 use crate::frame::{Context, Result, WORKERS, difference, work};
 use crate::informers::SERVICE;
 use plan::{MANAGER, is_custom, is_mirrored, plan};
@@ -95,25 +94,14 @@ impl Controller {
             }
         }
         for action in &plan.actions {
-            self.act(action).await?;
+            act(&self.context, action, change).await?;
         }
         Ok(Next::Done)
     }
+}
 
-    async fn act(&self, action: &Action) -> Result<()> {
-        let slices = self.context.informers().endpoint_slices();
-        match action {
-            Action::Create(slice) => slices
-                .create(&slice.namespace().unwrap_or_default(), slice)
-                .await
-                .map(drop),
-            Action::Delete(slice) => slices.delete(slice, PropagationPolicy::Background).await,
-            Action::Update(slice, next) => match difference(&mirrored(slice), &mirrored(next)) {
-                Some(patch) => slices.patch_exact(slice, patch).await,
-                None => Ok(()),
-            },
-        }
-    }
+fn change(slice: &EndpointSlice, next: &EndpointSlice) -> Option<Value> {
+    difference(&mirrored(slice), &mirrored(next))
 }
 
 /// The part of a slice that says what its Endpoints object does.

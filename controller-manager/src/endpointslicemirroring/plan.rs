@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{EndpointAddress, Endpoints, Service};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 
 use super::subsets::canonical;
 use crate::endpointslice::model::Port;
-use crate::endpointslice::{Action, MANAGED_BY, SERVICE_NAME, slice_ports};
+use crate::endpointslice::{Action, MANAGED_BY, SERVICE_NAME, endpoint_ports, slice_ports};
 use crate::meta::controller_ref;
 
 pub const MANAGER: &str = "endpointslicemirroring-controller.k8s.io";
@@ -167,12 +167,6 @@ fn new_slice(endpoints: &Endpoints, group: &Group, list: Vec<Endpoint>) -> Endpo
     labels.insert(MANAGED_BY.into(), MANAGER.into());
     let mut annotations = endpoints.annotations().clone();
     annotations.retain(|key, _| !NOT_MIRRORED.contains(&key.as_str()));
-    let ports = ports.iter().map(|p| EndpointPort {
-        name: Some(p.name.clone()),
-        port: Some(p.port),
-        protocol: Some(p.protocol.clone()),
-        app_protocol: p.app_protocol.clone(),
-    });
     EndpointSlice {
         metadata: ObjectMeta {
             generate_name: Some(format!("{name}-")),
@@ -184,7 +178,7 @@ fn new_slice(endpoints: &Endpoints, group: &Group, list: Vec<Endpoint>) -> Endpo
         },
         address_type: (*family).to_owned(),
         endpoints: Some(list),
-        ports: Some(ports.collect()),
+        ports: Some(endpoint_ports(ports)),
     }
 }
 
